@@ -1,0 +1,57 @@
+"""Every error that a user can cause, each with its exit code.
+
+    GdfqError                     1
+    ├── UsageError                2   the command line is wrong
+    │   └── UnknownModelError     2   no model of that name
+    ├── UnsupportedModelError     3   the network cannot be captured or quantized
+    ├── InputFileError            4   a file is missing, damaged or does not fit
+    │   └── WeightsError          4   weights that do not belong to the network
+    ├── OutputFileError           4   the output exists already or cannot be written
+    └── DivergedError             1   training left the range of finite numbers
+
+A message says what, where, and what to do next, in one sentence. A failed check is a result, not an error.
+"""
+
+from __future__ import annotations
+
+
+class GdfqError(Exception):
+    """Base of all errors; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(GdfqError):
+    """An option or argument that cannot be."""
+
+    exit_code = 2
+
+
+class UnknownModelError(UsageError):
+    """A model name that is in no table."""
+
+
+class UnsupportedModelError(GdfqError):
+    """A network that we cannot capture, quantize or emit."""
+
+    exit_code = 3
+
+
+class InputFileError(GdfqError):
+    """A file that is missing, damaged or does not fit."""
+
+    exit_code = 4
+
+
+class WeightsError(InputFileError):
+    """Weights that cannot be had, read, or loaded into the network."""
+
+
+class OutputFileError(GdfqError):
+    """An output that exists already or cannot be written."""
+
+    exit_code = 4
+
+
+class DivergedError(GdfqError):
+    """Training produced numbers that are not finite."""
