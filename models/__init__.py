@@ -1,0 +1,1 @@
+"""Networks that users can name, and where their weights come from."""
