@@ -1,0 +1,93 @@
+"""model -> captured graph: `torch.export` with a dynamic batch, made functional, then translated.
+
+`run_decompositions({})` turns in-place operations into their functional forms without taking convolution, linear
+or pooling apart, so that the translation (`translate.py`) sees each of them once and nothing else has side effects.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from gdfq_export.errors import UnsupportedModelError
+from gdfq_export.graph import Graph
+from gdfq_export.translate import graph_from_program
+
+
+def export_program(model: nn.Module, input_shape: Sequence[int]) -> ExportedProgram:
+    """`torch.export` of an eval-mode model with a dynamic batch dimension."""
+    model.eval()
+    needed = [p for p in inspect.signature(model.forward).parameters.values() if p.default is p.empty]
+    if sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in needed) > 1:
+        raise UnsupportedModelError(
+            "the model takes more than one input, but only classifiers of one batch of images are supported: "
+            "wrap it in a module that fills in the others"
+        )
+    example = torch.zeros(2, *input_shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = logging.getLogger("torch").level
+        logging.getLogger("torch").setLevel(logging.CRITICAL)
+        try:
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # pages about what failed
+                return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+        except Exception as error:
+            raise UnsupportedModelError(_explain(error, input_shape)) from error
+        finally:
+            logging.getLogger("torch").setLevel(level)
+
+
+def capture(model: nn.Module | ExportedProgram, input_shape: Sequence[int]) -> Graph:
+    """The graph of a classifier that takes one batch of images and returns one batch of logits."""
+    program = model if isinstance(model, ExportedProgram) else export_program(model, input_shape)
+    if isinstance(model, ExportedProgram):
+        _check_program(program, input_shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return graph_from_program(program.run_decompositions({}))
+
+
+def _check_program(program: ExportedProgram, input_shape: Sequence[int]) -> None:
+    users = program.graph_signature.user_inputs
+    if len(users) != 1:
+        raise UnsupportedModelError(
+            f"the program takes {len(users)} inputs, but a classifier takes one batch of images"
+        )
+    shape = next(n for n in program.graph.nodes if n.name == users[0]).meta["val"].shape
+    if isinstance(shape[0], int):
+        raise UnsupportedModelError(
+            f"the program was exported for a batch of exactly {shape[0]}: export it again with "
+            "dynamic_shapes=({0: torch.export.Dim('batch')},)"
+        )
+    if tuple(shape[1:]) != tuple(input_shape):
+        raise UnsupportedModelError(
+            f"the program takes images of {'x'.join(map(str, shape[1:]))}, not {'x'.join(map(str, input_shape))}: "
+            "leave --input-size out or make it fit"
+        )
+
+
+def _explain(error: Exception, input_shape: Sequence[int]) -> str:
+    """One sentence for what `torch.export` says in pages."""
+    text = str(error)
+    size = "x".join(map(str, input_shape))
+    name = type(error).__name__
+    if "GuardOnDataDependent" in name or "data-dependent" in text.lower():
+        return (
+            "the model has a shape or a branch that depends on the values in its tensors, which cannot be captured: "
+            "rewrite that part with fixed shapes or torch.where"
+        )
+    if "Constraints violated" in text or "specialized" in text.lower():
+        return (
+            "the model works for one batch size only (it computes with the batch size as a constant): "
+            "use x.shape[0] or -1 in its reshapes"
+        )
+    first = next((line.strip() for line in text.splitlines() if line.strip()), name)
+    return f"torch.export cannot capture the model for an input of {size} ({name}: {first[:200]}): check --input-size"

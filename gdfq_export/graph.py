@@ -1,0 +1,115 @@
+"""The graph that every stage reads: a straight list of named operations with their meaning spelled out.
+
+`torch.export` gives an FX graph whose nodes keep positional ATen arguments and symbolic batch sizes. We translate
+it once into this closed vocabulary (see `ops.py`), so that passes, plan, training, lowering and emission all read
+the same few attributes. A graph is a value: a pass returns a new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+INPUT = "input"
+OUTPUT = "logits"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation and the tensor it makes; the tensor has the node's name."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]  # of one image: the batch axis is left out
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)  # role -> key in Graph.parameters
+    place: str = ""  # where it stands in the user's module
+
+    def replace(self, **changes: Any) -> Node:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Operations in execution order; the first is the input, `output` names the logits."""
+
+    nodes: tuple[Node, ...]
+    parameters: Mapping[str, torch.Tensor]
+    output: str
+
+    def __getitem__(self, name: str) -> Node:
+        return self._index[name]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input image, (C, H, W)."""
+        return self.nodes[0].shape
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of classes, read off the logits."""
+        return self[self.output].shape[-1]
+
+    @property
+    def _index(self) -> dict[str, Node]:
+        cached = self.__dict__.get("_cache")
+        if cached is None:
+            cached = {node.name: node for node in self.nodes}
+            object.__setattr__(self, "_cache", cached)
+        return cached
+
+    def users(self) -> dict[str, list[Node]]:
+        """Tensor name -> the nodes that read it."""
+        table: dict[str, list[Node]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                table[name].append(node)
+        return table
+
+    def of(self, *ops: str) -> list[Node]:
+        """The nodes of the given operations, in order."""
+        return [node for node in self.nodes if node.op in ops]
+
+    def parameter(self, node: Node, role: str) -> torch.Tensor | None:
+        """A node's parameter by role, or None where it has none."""
+        key = node.parameters.get(role)
+        return None if key is None else self.parameters[key]
+
+
+def rebuild(
+    graph: Graph,
+    nodes: Iterable[Node],
+    *,
+    parameters: Mapping[str, torch.Tensor] | None = None,
+    aliases: Mapping[str, str] | None = None,
+) -> Graph:
+    """A graph of `nodes` where each removed tensor is read from its alias; what nothing reads is dropped."""
+    aliases = aliases or {}
+
+    def resolve(name: str) -> str:
+        while name in aliases:
+            name = aliases[name]
+        return name
+
+    renamed = [node.replace(inputs=tuple(resolve(name) for name in node.inputs)) for node in nodes]
+    output = resolve(graph.output)
+    needed, kept = {output}, []
+    for node in reversed(renamed):
+        if node.name in needed or node.op == INPUT:
+            needed.update(node.inputs)
+            kept.append(node)
+    kept.reverse()
+    pool = {**graph.parameters, **(parameters or {})}
+    used = {key for node in kept for key in node.parameters.values()}
+    return Graph(tuple(kept), {key: pool[key] for key in pool if key in used}, output)
+
+
+def map_parameters(graph: Graph, change: Callable[[torch.Tensor], torch.Tensor]) -> Graph:
+    """The same graph with `change` applied to every parameter (a move to a device, say)."""
+    return Graph(graph.nodes, {key: change(value) for key, value in graph.parameters.items()}, graph.output)

@@ -1,0 +1,119 @@
+"""What each operation of the vocabulary computes in PyTorch.
+
+Every function takes the node, its input tensors and its parameters by role. The vocabulary is closed: an operation
+that is not here never gets into a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gdfq_export.graph import Node
+
+Kernel = Callable[[Node, Sequence[Tensor], Mapping[str, Tensor]], Tensor]
+
+
+def torch_padding(pads: Sequence[int]) -> list[int]:
+    """ONNX order (begin of each axis, then end of each axis) -> F.pad order (last axis first, begin and end)."""
+    rank = len(pads) // 2
+    return [value for axis in reversed(range(rank)) for value in (pads[axis], pads[rank + axis])]
+
+
+def convolve(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolution of any rank with ONNX-style padding, symmetric or not."""
+    a = node.attributes
+    rank = len(a["stride"])
+    begin, end = list(a["pads"][:rank]), list(a["pads"][rank:])
+    if begin != end:
+        x, begin = F.pad(x, torch_padding(a["pads"])), [0] * rank
+    function = F.conv1d if rank == 1 else F.conv2d if rank == 2 else F.conv3d
+    return function(x, weight, bias, a["stride"], begin, a["dilation"], a["groups"])
+
+
+def max_pool(node: Node, x: Tensor, fill: float) -> Tensor:
+    """Max pooling with ONNX-style padding; `fill` is below every value that x can take."""
+    a = node.attributes
+    if any(a["pads"]):
+        x = F.pad(x, torch_padding(a["pads"]), value=fill)
+    return F.max_pool2d(x, a["kernel"], a["stride"], 0, a["dilation"])
+
+
+def avg_pool(node: Node, x: Tensor) -> Tensor:
+    """Average pooling with symmetric padding."""
+    a = node.attributes
+    rank = len(a["kernel"])
+    return F.avg_pool2d(x, a["kernel"], a["stride"], a["pads"][:rank], a["ceil"], a["count_include_pad"])
+
+
+def take_slice(node: Node, x: Tensor) -> Tensor:
+    """x[start:end:step] along one axis."""
+    a = node.attributes
+    index: list[slice] = [slice(None)] * x.ndim
+    index[a["axis"]] = slice(a["start"], a["end"], a["step"])
+    return x[tuple(index)]
+
+
+def shuffle_channels(node: Node, x: Tensor) -> Tensor:
+    """Channel shuffle: view as (groups, C / groups), transpose, flatten."""
+    g = node.attributes["groups"]
+    n, c, h, w = x.shape
+    return x.view(n, g, c // g, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def _batch_norm(node: Node, x: Sequence[Tensor], p: Mapping[str, Tensor]) -> Tensor:
+    return F.batch_norm(
+        x[0], p["mean"], p["variance"], p.get("weight"), p.get("bias"), False, 0.0, node.attributes["eps"]
+    )
+
+
+KERNELS: dict[str, Kernel] = {
+    "conv": lambda n, x, p: convolve(n, x[0], p["weight"], p.get("bias")),
+    "linear": lambda n, x, p: F.linear(x[0], p["weight"], p.get("bias")),
+    "batch_norm": _batch_norm,
+    "constant": lambda n, x, p: p["value"],
+    # pointwise
+    "relu": lambda n, x, p: F.relu(x[0]),
+    "clip": lambda n, x, p: x[0].clamp(n.attributes["low"], n.attributes["high"]),
+    "leaky_relu": lambda n, x, p: F.leaky_relu(x[0], n.attributes["slope"]),
+    "prelu": lambda n, x, p: F.prelu(x[0], p["slope"]),
+    "elu": lambda n, x, p: F.elu(x[0], n.attributes["alpha"]),
+    "sigmoid": lambda n, x, p: torch.sigmoid(x[0]),
+    "tanh": lambda n, x, p: torch.tanh(x[0]),
+    "gelu": lambda n, x, p: F.gelu(x[0], approximate=n.attributes["approximate"]),
+    "hard_sigmoid": lambda n, x, p: F.hardsigmoid(x[0]),
+    "hard_swish": lambda n, x, p: F.hardswish(x[0]),
+    "add_scalar": lambda n, x, p: x[0] + n.attributes["value"],
+    "mul_scalar": lambda n, x, p: x[0] * n.attributes["value"],
+    # two tensors
+    "add": lambda n, x, p: x[0] + x[1],
+    "sub": lambda n, x, p: x[0] - x[1],
+    "mul": lambda n, x, p: x[0] * x[1],
+    "max": lambda n, x, p: torch.maximum(x[0], x[1]),
+    # pooling
+    "max_pool": lambda n, x, p: max_pool(n, x[0], float("-inf")),
+    "avg_pool": lambda n, x, p: avg_pool(n, x[0]),
+    "global_avg_pool": lambda n, x, p: x[0].mean(tuple(range(2, x[0].ndim)), keepdim=True),
+    # data movement
+    "concat": lambda n, x, p: torch.cat(list(x), n.attributes["axis"]),
+    "slice": lambda n, x, p: take_slice(n, x[0]),
+    "pad": lambda n, x, p: F.pad(x[0], torch_padding(n.attributes["pads"]), value=n.attributes["value"]),
+    "reshape": lambda n, x, p: x[0].reshape(x[0].shape[0], *n.shape),
+    "transpose": lambda n, x, p: x[0].permute(n.attributes["axes"]),
+    "upsample": lambda n, x, p: F.interpolate(x[0], scale_factor=n.attributes["scale"], mode="nearest"),
+    "channel_shuffle": lambda n, x, p: shuffle_channels(n, x[0]),
+    "softmax": lambda n, x, p: F.softmax(x[0], n.attributes["axis"]),
+    "log_softmax": lambda n, x, p: F.log_softmax(x[0], n.attributes["axis"]),
+}
+
+MOVEMENT = frozenset({"concat", "slice", "pad", "reshape", "transpose", "upsample", "channel_shuffle", "max_pool"})
+"""Operations that only move or select codes, so that input and output share one scale."""
+
+LAYERS = frozenset({"conv", "linear"})
+"""Operations with integer weights."""
+
+ENDINGS = frozenset({"softmax", "log_softmax"})
+"""Operations that stay in float after the last dequantize."""

@@ -1,0 +1,434 @@
+"""Small random networks, one for each shape that real classifiers have, and the way through the package for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gdfq_export.capture import capture
+from gdfq_export.emit import onnx_from_integer_model
+from gdfq_export.exact import IntegerProgram
+from gdfq_export.graph import Graph
+from gdfq_export.integer import IntegerModel
+from gdfq_export.lower import TARGETS, Quantized, integer_model_from_quantized
+from gdfq_export.passes import canonicalize, find_channel_shuffle, fold_batch_norm
+from gdfq_export.plan import BitWidths, make_plan
+from gdfq_export.program import FloatProgram
+from gdfq_export.quantizers import weight_scales
+from gdfq_export.ranges import affines_from_ranges, observe
+
+SHAPE = (3, 8, 8)
+
+
+class Net(nn.Module):
+    """A network given by a function of itself and the images."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor], **children: object) -> None:
+        super().__init__()
+        self.function = function
+        for name, child in children.items():
+            setattr(self, name, child)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int = 3, *, bias: bool = False, **options: int) -> nn.Sequential:
+    padding = options.pop("padding", kernel // 2)
+    layer = nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=bias, **options)
+    return nn.Sequential(layer, nn.BatchNorm2d(outputs))
+
+
+def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Batch norms with statistics and affine parameters that differ in every channel, negative scales among them."""
+    generator = torch.Generator().manual_seed(seed)
+    for child in module.modules():
+        if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            size = (child.num_features,)
+            if child.running_mean is not None:
+                child.running_mean.copy_(torch.randn(size, generator=generator) * 0.3)
+                child.running_var.copy_(torch.rand(size, generator=generator) + 0.3)
+            if child.affine:
+                child.weight.data.copy_(torch.randn(size, generator=generator) * 0.5 + 0.7)
+                child.bias.data.copy_(torch.randn(size, generator=generator) * 0.3)
+    return module.eval()
+
+
+def head(channels: int, classes: int = 5) -> nn.Linear:
+    return nn.Linear(channels, classes)
+
+
+def pooled(x: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+def plain() -> nn.Module:
+    return Net(
+        lambda m, x: m.fc(pooled(F.relu(m.b(F.max_pool2d(F.relu(m.a(x)), 2))))),
+        a=conv_bn(3, 8),
+        b=conv_bn(8, 12, bias=True),
+        fc=head(12),
+    )
+
+
+def residual() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        x = F.relu(m.b(F.relu(m.a(x))) + x)
+        x = F.relu(m.d(F.relu(m.c(x))) + m.short(x))
+        return m.fc(pooled(x))
+
+    return Net(
+        forward,
+        stem=conv_bn(3, 8),
+        a=conv_bn(8, 8),
+        b=conv_bn(8, 8),
+        c=conv_bn(8, 12, stride=2),
+        d=conv_bn(12, 12),
+        short=conv_bn(8, 12, 1, stride=2),
+        fc=head(12),
+    )
+
+
+def linear_bottleneck() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu6(m.stem(x))
+        x = m.project(F.relu6(m.depthwise(F.relu6(m.expand(x))))) + x  # a sum without an activation behind it
+        return m.fc(pooled(x))
+
+    return Net(
+        forward,
+        stem=conv_bn(3, 6),
+        expand=conv_bn(6, 18, 1),
+        depthwise=conv_bn(18, 18, groups=18),
+        project=conv_bn(18, 6, 1),
+        fc=head(6),
+    )
+
+
+def concat() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        return m.fc(pooled(torch.cat([F.relu(m.a(x)), F.relu(m.b(x)), F.max_pool2d(x, 3, 1, 1)], 1)))
+
+    return Net(forward, stem=conv_bn(3, 6), a=conv_bn(6, 4), b=conv_bn(6, 5, 1), fc=head(15))
+
+
+def mixed_concat() -> nn.Module:
+    """Operands of both signs: the kernel requantizes through tables."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        return m.fc(pooled(F.relu(m.last(torch.cat([m.a(x), torch.sigmoid(m.b(x)), x], 1)))))
+
+    return Net(forward, stem=conv_bn(3, 6), a=conv_bn(6, 4), b=conv_bn(6, 5, 1), last=conv_bn(15, 8, 1), fc=head(8))
+
+
+def dense() -> nn.Module:
+    """DenseNet's order: batch norm, activation, convolution, so that batch norm cannot fold backwards."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        x = torch.cat([x, m.a(F.relu(m.norm_a(x)))], 1)
+        x = torch.cat([x, m.b(F.relu(m.norm_b(x)))], 1)
+        return m.fc(pooled(F.relu(m.norm_last(x))))
+
+    return Net(
+        forward,
+        stem=nn.Conv2d(3, 6, 3, padding=1),
+        norm_a=nn.BatchNorm2d(6),
+        a=nn.Conv2d(6, 4, 3, padding=1, bias=False),
+        norm_b=nn.BatchNorm2d(10),
+        b=nn.Conv2d(10, 4, 3, padding=1, bias=False),
+        norm_last=nn.BatchNorm2d(14),
+        fc=head(14),
+    )
+
+
+def shuffle() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        n, c, h, w = x.shape
+        x = x.view(n, 3, c // 3, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+        left, right = x.chunk(2, dim=1)
+        x = torch.cat([left, F.relu(m.branch(right))], 1)
+        return m.fc(pooled(x))
+
+    return Net(forward, stem=conv_bn(3, 12), branch=conv_bn(6, 6, groups=3), fc=head(12))
+
+
+def leaky() -> nn.Module:
+    return Net(
+        lambda m, x: m.fc(pooled(F.leaky_relu(m.b(F.leaky_relu(m.a(x), 0.1)), 0.1))),
+        a=conv_bn(3, 8),
+        b=conv_bn(8, 12, stride=2),
+        fc=head(12),
+    )
+
+
+def squeeze_excite() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        gate = torch.sigmoid(m.up(F.relu(m.down(F.adaptive_avg_pool2d(x, 1)))))
+        return m.fc(pooled(F.relu(m.last(x * gate))))
+
+    return Net(
+        forward, stem=conv_bn(3, 8), down=nn.Conv2d(8, 4, 1), up=nn.Conv2d(4, 8, 1), last=conv_bn(8, 8), fc=head(8)
+    )
+
+
+def silu() -> nn.Module:
+    return Net(lambda m, x: m.fc(pooled(F.silu(m.b(F.silu(m.a(x)))))), a=conv_bn(3, 8), b=conv_bn(8, 8), fc=head(8))
+
+
+def hard_swish() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.hardswish(m.a(x))
+        gate = F.hardsigmoid(m.up(F.adaptive_avg_pool2d(x, 1)))
+        return m.fc(F.hardswish(m.b(pooled(x * gate))))
+
+    return Net(forward, a=conv_bn(3, 8), up=nn.Conv2d(8, 8, 1), b=nn.Linear(8, 8), fc=head(8))
+
+
+def asymmetric_padding() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.a(F.pad(x, (0, 1, 0, 1))))
+        x = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 2, 2)
+        return m.fc(pooled(F.relu(m.b(x))))
+
+    return Net(forward, a=conv_bn(3, 8, stride=2, padding=0), b=conv_bn(8, 8, 2, padding=0), fc=head(8))
+
+
+def same_padding() -> nn.Module:
+    layer = nn.Conv2d(3, 8, 4, padding="same")
+    return Net(lambda m, x: m.fc(pooled(F.relu(m.norm(m.a(x))))), a=layer, norm=nn.BatchNorm2d(8), fc=head(8))
+
+
+def ceil_pool() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(m.a(x)), 3, 2, ceil_mode=True)
+        x = F.max_pool2d(F.relu(m.b(x)), 2, 2, 1, ceil_mode=True)
+        return m.fc(pooled(x))
+
+    return Net(forward, a=conv_bn(3, 8), b=conv_bn(8, 8), fc=head(8))
+
+
+def average_pools() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(F.relu(m.a(x)), 3, 2, 1)
+        x = F.avg_pool2d(m.b(x), 3, 1, 1, count_include_pad=False)
+        return m.fc(F.adaptive_avg_pool2d(F.relu(m.c(x)), 2).flatten(1))
+
+    return Net(forward, a=conv_bn(3, 8), b=conv_bn(8, 8), c=conv_bn(8, 6), fc=head(24))
+
+
+def split_and_slice() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.a(x))
+        first, second, third = torch.split(x, [2, 4, 6], 1)
+        x = torch.cat([F.relu(m.b(second)), third[:, ::2], first], 1)
+        return m.fc(pooled(x[:, :, 1:, :-1]))
+
+    return Net(forward, a=conv_bn(3, 12), b=conv_bn(4, 4), fc=head(9))
+
+
+def dropout_and_view() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(m.a(x)), 4)
+        x = m.drop(x.view(x.size(0), -1))
+        return m.fc(m.drop(F.relu(m.norm(m.hidden(x)))))
+
+    return Net(
+        forward,
+        a=conv_bn(3, 8),
+        hidden=nn.Linear(32, 16),
+        norm=nn.BatchNorm1d(16),
+        drop=nn.Dropout(0.5),
+        fc=head(16),
+    )
+
+
+def softmax_end() -> nn.Module:
+    return Net(
+        lambda m, x: F.softmax(m.fc(torch.flatten(F.relu(m.a(x)).mean((2, 3)), 1)), dim=-1),
+        a=conv_bn(3, 8),
+        fc=head(8),
+    )
+
+
+def conv_end() -> nn.Module:
+    """SqueezeNet's ending: the classifier is a convolution, the logits are a mean."""
+    return Net(
+        lambda m, x: F.adaptive_avg_pool2d(m.last(F.relu(m.a(x))), 1).view(x.shape[0], -1),
+        a=conv_bn(3, 8),
+        last=nn.Conv2d(8, 5, 1),
+    )
+
+
+def pointwise_end() -> nn.Module:
+    """MobileNetV2 of pytorchcv: a 1x1 convolution of the pooled map is the classifier."""
+    return Net(
+        lambda m, x: m.last(F.adaptive_avg_pool2d(F.relu(m.a(x)), 1)).view(x.shape[0], -1),
+        a=conv_bn(3, 8),
+        last=nn.Conv2d(8, 5, 1, bias=False),
+    )
+
+
+def upsampled() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.a(x))
+        up = F.interpolate(F.relu(m.b(x)), scale_factor=2, mode="nearest")
+        return m.fc(pooled(F.relu(up + x)))
+
+    return Net(forward, a=conv_bn(3, 8), b=conv_bn(8, 8, stride=2), fc=head(8))
+
+
+def learned_scale() -> nn.Module:
+    """Layer scale: a parameter takes part in the arithmetic."""
+    return Net(
+        lambda m, x: m.fc(pooled(F.relu(m.a(x)) + m.b(F.relu(m.a(x))) * m.gamma)),
+        a=conv_bn(3, 8),
+        b=conv_bn(8, 8, 1),
+        gamma=nn.Parameter(torch.linspace(-0.5, 1.0, 8).view(1, 8, 1, 1)),
+        fc=head(8),
+    )
+
+
+def gray() -> nn.Module:
+    return Net(lambda m, x: m.fc(pooled(F.relu(m.a(x)))), a=conv_bn(1, 8, 5), fc=head(8))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    function.__name__: function
+    for function in (
+        plain,
+        residual,
+        linear_bottleneck,
+        concat,
+        mixed_concat,
+        dense,
+        shuffle,
+        leaky,
+        squeeze_excite,
+        silu,
+        hard_swish,
+        asymmetric_padding,
+        same_padding,
+        ceil_pool,
+        average_pools,
+        split_and_slice,
+        dropout_and_view,
+        softmax_end,
+        conv_end,
+        pointwise_end,
+        upsampled,
+        learned_scale,
+        gray,
+    )
+}
+
+
+def shape_of(name: str) -> tuple[int, int, int]:
+    return (1, 8, 8) if name == "gray" else SHAPE
+
+
+@cache
+def network(name: str) -> nn.Module:
+    """The eval-mode module of that name, always with the same weights."""
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    module = randomize(NETWORKS[name]())
+    torch.set_rng_state(state)
+    return module.requires_grad_(False)
+
+
+@cache
+def captured(name: str) -> Graph:
+    """What capture makes of a network."""
+    return capture(network(name), shape_of(name))
+
+
+@cache
+def folded(name: str) -> Graph:
+    """The network after every pass."""
+    return with_passes(captured(name))
+
+
+def with_passes(graph: Graph) -> Graph:
+    return fold_batch_norm(find_channel_shuffle(canonicalize(graph)))
+
+
+def folded_from(module: nn.Module, shape: Sequence[int] = SHAPE) -> Graph:
+    """Capture and passes for a network made in a test."""
+    return with_passes(capture(module.eval().requires_grad_(False), shape))
+
+
+def images(shape: Sequence[int] = SHAPE, count: int = 8, seed: int = 1) -> Tensor:
+    """Random images with larger values than a normalised picture has, so that quantizers saturate."""
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed)) * 1.5
+
+
+def quantize_graph(graph: Graph, bits: BitWidths, *, target: str = "portable") -> IntegerModel:
+    """Round to nearest with ranges from random images."""
+    return integer_model_from_quantized(calibrated(graph, bits), TARGETS[target])
+
+
+def calibrated(graph: Graph, bits: BitWidths) -> Quantized:
+    """Ranges from random images, whose pixels lie in -2..2 by agreement."""
+    plan = make_plan(graph, bits, (-2.0, 2.0))
+    ranges = observe(FloatProgram(graph), plan, [images(graph.input_shape, seed=2)], method="ema")
+    scales = {
+        layer: weight_scales(graph.parameters[graph[layer].parameters["weight"]], spec.qmax)
+        for layer, spec in plan.weights.items()
+    }
+    return Quantized(graph, plan, affines_from_ranges(plan, ranges), scales)
+
+
+@cache
+def integer_model(name: str, weight: int, activation: int) -> IntegerModel:
+    """For any processor at 8 bits; narrower weights cannot saturate and need no repair."""
+    target = "portable" if weight == 8 else "arm64"
+    return quantize_graph(folded(name), BitWidths(weight, activation), target=target)
+
+
+@dataclass(frozen=True, eq=False)
+class Ran:
+    """What ONNX Runtime computed, and the operators of the graph that it made of the file."""
+
+    outputs: np.ndarray
+    kernels: tuple[str, ...]
+
+
+def run_onnx(model: onnx.ModelProto, x: Tensor, folder: Path | None = None) -> Ran:
+    """Runs a file at the default optimization level; `folder` is where the optimized graph may be written."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    if folder is not None:
+        options.optimized_model_filepath = str(folder / "optimized.onnx")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    (outputs,) = session.run(None, {"input": x.numpy()})
+    kernels: tuple[str, ...] = ()
+    if folder is not None:
+        kernels = tuple(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
+    return Ran(outputs, kernels)
+
+
+@torch.no_grad()
+def integer_logits(model: IntegerModel, x: Tensor) -> np.ndarray:
+    """What the PyTorch program computes."""
+    return IntegerProgram(model).eval()(x).numpy()
+
+
+def compare_with_runtime(model: IntegerModel, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of the PyTorch program and of ONNX Runtime at its default optimization level."""
+    return integer_logits(model, x), run_onnx(onnx_from_integer_model(model), x).outputs

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from small_networks import NETWORKS, SHAPE, Net, captured, head, images, network, pooled, randomize, shape_of
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional as F
+
+from gdfq_export.capture import capture, export_program
+from gdfq_export.errors import UnsupportedModelError
+from gdfq_export.passes import canonicalize
+from gdfq_export.program import FloatProgram
+
+
+def classifier(function=lambda m, x: m.fc(pooled(F.relu(m.norm(m.conv(x)))))) -> nn.Module:
+    layers = {"conv": nn.Conv2d(3, 4, 3), "norm": nn.BatchNorm2d(4), "fc": head(4)}
+    return randomize(Net(function, **layers)).requires_grad_(False)
+
+
+def refusal(model: object, shape: tuple[int, ...] = SHAPE) -> str:
+    """The message of the error that capturing must raise: one sentence with exit code 3."""
+    with pytest.raises(UnsupportedModelError) as caught:
+        capture(model, shape)
+    assert caught.value.exit_code == 3
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 350
+    return message
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_captured_graph_computes_what_the_network_computes(name: str) -> None:
+    x = images(shape_of(name))
+    # 1e-6: a hard swish is one function in the network and a product by 1/6 in the graph
+    assert torch.allclose(FloatProgram(canonicalize(captured(name)))(x), network(name)(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_graph_takes_batches_of_any_size(count: int) -> None:
+    x = images(count=count)
+    assert FloatProgram(canonicalize(captured("shuffle")))(x).shape == (count, 5)
+
+
+def test_capture_puts_the_model_into_eval_mode() -> None:
+    model = classifier().train()
+    capture(model, SHAPE)
+    assert not model.training
+
+
+def test_dropout_leaves_nothing_in_the_graph() -> None:
+    assert {"dropout", "native_dropout"}.isdisjoint(node.op for node in captured("dropout_and_view").nodes)
+
+
+def test_the_number_of_classes_is_read_off_the_logits() -> None:
+    assert captured("plain").num_outputs == 5
+
+
+def test_a_node_knows_its_place_in_the_users_module() -> None:
+    places = {node.name: node.place for node in captured("plain").nodes}
+    assert places["a.0"].startswith("a.0 (")
+
+
+def test_in_place_operations_are_captured_as_functions() -> None:
+    model = classifier(lambda m, x: m.fc(pooled(F.relu(m.conv(x), inplace=True).add_(1.0).mul_(0.5))))
+    x = images()
+    assert torch.equal(FloatProgram(canonicalize(capture(model, SHAPE)))(x), model(x))
+
+
+def test_a_module_used_twice_is_captured_twice_with_one_set_of_weights() -> None:
+    model = randomize(Net(lambda m, x: m.fc(pooled(m.conv(F.relu(m.conv(x))))), conv=nn.Conv2d(3, 3, 3), fc=head(3)))
+    graph = capture(model, SHAPE)
+    first, second = graph.of("conv")
+    assert first.name != second.name
+    assert first.parameters == second.parameters
+
+
+def test_a_constant_tensor_of_the_model_becomes_a_constant() -> None:
+    model = classifier(lambda m, x: m.fc(pooled(m.conv(x)) * torch.tensor([1.0, 2.0, 3.0, 4.0])))
+    x = images()
+    graph = capture(model, SHAPE)
+    assert len(graph.of("constant")) == 1
+    assert torch.equal(FloatProgram(canonicalize(graph))(x), model(x))
+
+
+def test_an_unknown_operator_is_named_with_its_place() -> None:
+    message = refusal(classifier(lambda m, x: m.fc(torch.cumsum(pooled(m.conv(x)), 1))))
+    assert "operator cumsum" in message
+    assert "test_capture.py" in message or "small_networks.py" in message
+
+
+def test_an_unknown_operator_in_a_submodule_is_named_with_the_submodules_path() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.logsumexp(x, 1, keepdim=True) + x
+
+    model = Net(lambda m, x: m.fc(pooled(m.odd(m.conv(x)))), conv=nn.Conv2d(3, 4, 3), odd=Odd(), fc=head(4))
+    message = refusal(model)
+    assert "operator logsumexp at odd (test_capture.py:" in message
+
+
+def test_two_results_are_refused() -> None:
+    assert "returns 2 tensors" in refusal(classifier(lambda m, x: (pooled(m.conv(x)), x)))
+
+
+def test_a_branch_on_the_data_is_refused() -> None:
+    model = classifier(lambda m, x: m.fc(pooled(m.conv(x))) if x.sum() > 0 else pooled(x))
+    assert "depends on the values" in refusal(model)
+
+
+def test_a_fixed_batch_size_is_refused() -> None:
+    assert "one batch size only" in refusal(classifier(lambda m, x: m.conv(x).reshape(2, -1)))
+
+
+def test_an_input_that_does_not_fit_is_refused() -> None:
+    assert "--input-size" in refusal(classifier(), (4, 8, 8))
+
+
+def test_a_model_that_raises_is_refused_with_its_own_words() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        raise RuntimeError("no such thing")
+
+    assert "no such thing" in refusal(Net(forward))
+
+
+def test_an_exported_program_is_captured_like_the_module_it_came_from() -> None:
+    model = classifier()
+    x = images()
+    program = export_program(model, SHAPE)
+    assert torch.equal(FloatProgram(capture(program, SHAPE))(x), FloatProgram(capture(model, SHAPE))(x))
+
+
+def test_an_exported_program_of_a_static_batch_is_refused() -> None:
+    program = torch.export.export(classifier(), (torch.zeros(4, *SHAPE),))
+    message = refusal(program)
+    assert "exactly 4" in message
+    assert "dynamic_shapes" in message
+
+
+def test_an_exported_program_of_two_inputs_is_refused() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    x = torch.zeros(2, *SHAPE)
+    program = torch.export.export(Two(), (x, x), dynamic_shapes=({0: Dim("n")}, {0: Dim("n")}))
+    assert "takes 2 inputs" in refusal(program)
+
+
+def test_an_exported_program_of_another_input_size_is_refused() -> None:
+    assert "3x8x8, not 3x9x9" in refusal(export_program(classifier(), SHAPE), (3, 9, 9))
