@@ -1,0 +1,136 @@
+"""Activation ranges from images: moving average of the extremes (GDFQ, section 5.1) or minimum error.
+
+    ema:  low, high <- m * low + (1 - m) * min(x), m * high + (1 - m) * max(x)      divided by 1 - m^t
+    mse:  argmin over clipping ratios of  sum |x - x_hat|^p                          on a histogram
+
+Deviation: the authors' code divides the stored average by its correction at every step, which overshoots; here the
+correction is applied once, to what is read out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gdfq_export.graph import INPUT
+from gdfq_export.plan import MAX_BITS, Plan, TensorSpec
+from gdfq_export.program import FloatProgram
+from gdfq_export.quantizers import Affine, affine_from_range
+
+Ranges = Literal["ema", "mse"]
+BINS = 4096
+MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a group of tensors spans."""
+
+    low: float
+    high: float
+
+
+class _Observer:
+    """Histogram and moving extremes of one group, over all its members and batches."""
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(BINS, dtype=torch.float64)
+        self.low, self.high = 0.0, 0.0
+        self.average = torch.zeros(2, dtype=torch.float64)
+        self.batches = 0
+
+    def widen(self, low: float, high: float) -> None:
+        """First pass: the span that the histogram will have to cover."""
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.average = MOMENTUM * self.average + (1 - MOMENTUM) * torch.tensor([low, high], dtype=torch.float64)
+        self.batches += 1
+
+    def count(self, x: Tensor) -> None:
+        """Second pass: fill the histogram."""
+        if self.high > self.low:
+            self.counts += torch.histc(x.float(), BINS, self.low, self.high).double().cpu()
+
+    def moving_average(self) -> Range:
+        """The averaged extremes, corrected for the start at zero."""
+        low, high = (self.average / (1 - MOMENTUM**self.batches)).tolist() if self.batches else (0.0, 0.0)
+        return Range(low, high)
+
+    def least_error(self, qmax: int, unsigned: bool, power: float) -> Range:
+        """The clipped range with the least sum of |x - x_hat|^power."""
+        width = (self.high - self.low) / BINS
+        centres = self.low + width * (torch.arange(BINS, dtype=torch.float64) + 0.5)
+        ratios = torch.linspace(1.0, 0.2, 65, dtype=torch.float64).tolist()
+        lows = [1.0] if unsigned or self.low == 0 else [1.0, 0.85, 0.7, 0.55, 0.4]
+        candidates = [(self.low * a * r, self.high * b * r) for r in ratios for a in lows for b in lows]
+        best, lowest = Range(self.low, self.high), float("inf")
+        for low, high in candidates:
+            affine = affine_from_range(low, high, qmax, unsigned=unsigned)
+            q = torch.clamp(torch.round(centres / affine.scale) + affine.zero_point, 0, qmax)
+            error = float((self.counts * (centres - (q - affine.zero_point) * affine.scale).abs().pow(power)).sum())
+            if error < lowest:
+                best, lowest = Range(low, high), error
+        return best
+
+
+def _clip_to(spec: TensorSpec, x: Tensor) -> Tensor:
+    return x.clamp(spec.low, spec.high) if spec.low > -float("inf") or spec.high < float("inf") else x
+
+
+def observe(
+    program: FloatProgram, plan: Plan, batches: Iterable[Tensor], *, method: Ranges, power: float = 2.4
+) -> dict[str, Range]:
+    """Group -> range, from the float activations of `program` on the given images (passed over twice)."""
+    observers = {group: _Observer() for group in plan.groups()}
+    batches = list(batches)
+    for counting in (False, True) if method == "mse" else (False,):
+        for batch in batches:
+            _observe_batch(program, plan, batch, observers, counting)
+    ranges = {}
+    for group, members in plan.groups().items():
+        spec, observer = members[0], observers[group]
+        if group == INPUT and spec.bits == MAX_BITS and math.isfinite(spec.high - spec.low):
+            found = Range(spec.low, spec.high)  # pixels use all of their range
+        elif method == "ema":
+            found = observer.moving_average()
+        else:
+            found = observer.least_error(spec.qmax, spec.symmetry == "unsigned", power)
+        low, high = max(found.low, spec.low), min(found.high, spec.high)
+        ranges[group] = Range(low, high)
+    return ranges
+
+
+@torch.no_grad()
+def _observe_batch(
+    program: FloatProgram, plan: Plan, batch: Tensor, observers: Mapping[str, _Observer], counting: bool
+) -> None:
+    """Shows one batch's activations to the observers of their groups."""
+    extremes: dict[str, list[tuple[float, float]]] = {}
+
+    def visit(name: str, value: Tensor) -> None:
+        spec = plan.tensors.get(name)
+        if spec is None or name not in plan.observed:
+            return
+        value = _clip_to(spec, value) / spec.factor
+        if counting:
+            observers[spec.group].count(value)
+        else:
+            extremes.setdefault(spec.group, []).append((float(value.amin()), float(value.amax())))
+
+    program(batch, visit)
+    for group, pairs in extremes.items():
+        observers[group].widen(min(low for low, _ in pairs), max(high for _, high in pairs))
+
+
+def affines_from_ranges(plan: Plan, ranges: Mapping[str, Range]) -> dict[str, Affine]:
+    """Group -> scale and zero point of its representative."""
+    return {
+        group: affine_from_range(
+            ranges[group].low, ranges[group].high, members[0].qmax, unsigned=members[0].symmetry == "unsigned"
+        )
+        for group, members in plan.groups().items()
+    }
