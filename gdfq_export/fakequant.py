@@ -1,0 +1,131 @@
+"""The trainable simulation of the integer network: float weights, rounded on the way.
+
+Every tensor that the plan rounds is rounded here, with the same grid, from the first step on: what is trained is
+what is exported. Weights and biases are trained; with `learned` steps so are the scales of activations and weights.
+
+    forward   x_hat = s * (clamp(round(x / s) + z, 0, qmax) - z)
+    d/dx      1 inside the range, 0 where clipped
+    d/ds      (x_hat - x) / s inside, the clipped code's distance to z outside           (LSQ, Esser et al. 2020)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gdfq_export.graph import INPUT, Graph, Node
+from gdfq_export.lower import Quantized
+from gdfq_export.ops import KERNELS, LAYERS, convolve
+from gdfq_export.plan import Plan
+from gdfq_export.quantizers import Affine
+
+
+class _Round(torch.autograd.Function):
+    """Fake quantization with a straight-through gradient for x and LSQ's for the scale."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: float, qmin: float, qmax: float) -> Tensor:
+        """`scale` broadcasts against x."""
+        ratio = x / scale
+        codes = torch.round(ratio).clamp_(qmin - zero_point, qmax - zero_point)
+        inside = (ratio >= qmin - zero_point - 0.5) & (ratio <= qmax - zero_point + 0.5)
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(inside, torch.where(inside, codes - ratio, codes))
+        else:
+            ctx.save_for_backward(inside)
+        ctx.scale_shape = scale.shape
+        return codes * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients for x and, where it is trained, the scale."""
+        gradient = gradients[0]
+        inside = ctx.saved_tensors[0]
+        to_scale = None
+        if ctx.needs_input_grad[1]:
+            slope = gradient * ctx.saved_tensors[1]
+            to_scale = slope.sum_to_size(ctx.scale_shape) if ctx.scale_shape else slope.sum()
+            to_scale = to_scale / (gradient.numel() / max(to_scale.numel(), 1)) ** 0.5
+        return gradient * inside, to_scale, None, None, None
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: float, qmin: float, qmax: float) -> Tensor:
+    """x on the grid, with gradients."""
+    return torch.as_tensor(_Round.apply(x, scale, zero_point, qmin, qmax))  # type: ignore[no-untyped-call]
+
+
+class FakeQuantProgram(nn.Module):
+    """A quantized network that can be trained and turned back into `Quantized`."""
+
+    def __init__(self, quantized: Quantized, *, learned_steps: bool) -> None:
+        super().__init__()
+        self.graph: Graph = quantized.graph
+        self.plan: Plan = quantized.plan
+        self.keys = {key: f"p{index}" for index, key in enumerate(self.graph.parameters)}
+        self.values = nn.ParameterDict(
+            {slot: nn.Parameter(self.graph.parameters[key].detach().clone()) for key, slot in self.keys.items()}
+        )
+        self.groups = {group: f"g{index}" for index, group in enumerate(self.plan.groups())}
+        self.steps = nn.ParameterDict(
+            {
+                slot: nn.Parameter(torch.tensor(quantized.affines[group].scale), requires_grad=learned_steps)
+                for group, slot in self.groups.items()
+            }
+        )
+        self.zero_points = {group: quantized.affines[group].zero_point for group in self.groups}
+        self.layers = {layer: f"w{index}" for index, layer in enumerate(self.plan.weights)}
+        self.weight_steps = nn.ParameterDict(
+            {
+                slot: nn.Parameter(quantized.weight_scales[layer].detach().clone(), requires_grad=learned_steps)
+                for layer, slot in self.layers.items()
+            }
+        )
+        self.last_use = {name: index for index, node in enumerate(self.graph.nodes) for name in node.inputs}
+
+    def _round(self, name: str, value: Tensor) -> Tensor:
+        spec = self.plan.tensors[name]
+        step = self.steps[self.groups[spec.group]]
+        return fake_quantize(value, step * spec.factor, self.zero_points[spec.group], 0, spec.qmax)
+
+    def _weight(self, node: Node, held: Mapping[str, Tensor]) -> Tensor:
+        qmax = self.plan.weights[node.name].qmax
+        step = self.weight_steps[self.layers[node.name]]
+        weight = held["weight"]
+        return fake_quantize(weight, step.view(-1, *[1] * (weight.ndim - 1)), 0, -qmax, qmax)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images -> logits of the simulated integer network."""
+        values: dict[str, Tensor] = {}
+        for index, node in enumerate(self.graph.nodes):
+            held = {role: self.values[self.keys[key]] for role, key in node.parameters.items()}
+            if node.op == INPUT:
+                value = x
+            elif node.op in LAYERS:
+                weight, source = self._weight(node, held), values[node.inputs[0]]
+                if node.op == "linear":
+                    value = nn.functional.linear(source, weight, held.get("bias"))
+                else:
+                    value = convolve(node, source, weight, held.get("bias"))
+            else:
+                value = KERNELS[node.op](node, [values[name] for name in node.inputs], held)
+            if node.name in self.plan.sources:
+                value = self._round(node.name, value)
+            values[node.name] = value
+            for name in node.inputs:
+                if self.last_use[name] == index and name != self.graph.output:
+                    values.pop(name, None)
+        return values[self.graph.output]
+
+    def quantized(self) -> Quantized:
+        """The trained values, for lowering."""
+        parameters = {key: self.values[slot].detach().cpu() for key, slot in self.keys.items()}
+        affines = {
+            group: Affine(float(self.steps[slot].detach()), self.zero_points[group])
+            for group, slot in self.groups.items()
+        }
+        scales = {layer: self.weight_steps[slot].detach().cpu() for layer, slot in self.layers.items()}
+        graph = Graph(self.graph.nodes, parameters, self.graph.output)
+        return Quantized(graph, self.plan, affines, scales)

@@ -1,0 +1,129 @@
+"""The losses of GDFQ, each with its equation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gdfq_export.graph import Graph
+from gdfq_export.program import FloatProgram
+
+Reading = Literal["paper", "code"]
+"""Where the paper and its authors' code differ, which of them to follow."""
+
+
+def generator_cross_entropy(teacher_logits: Tensor, labels: Tensor) -> Tensor:
+    """CE(M(G(z|y)), y): the teacher recognises the label (GDFQ, eq. 4)."""
+    return F.cross_entropy(teacher_logits, labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Mean and variance of one batch norm's input: of a batch, or stored by training."""
+
+    mean: Tensor  # (C,)
+    variance: Tensor  # (C,)
+
+
+def stored_statistics(graph: Graph) -> dict[str, Statistics]:
+    """Tensor that a batch norm reads -> the statistics that its training stored."""
+    return {
+        node.inputs[0]: Statistics(
+            graph.parameters[node.parameters["mean"]].float(), graph.parameters[node.parameters["variance"]].float()
+        )
+        for node in graph.of("batch_norm")
+    }
+
+
+class _Moments(torch.autograd.Function):
+    """Mean and biased variance of each column, with one pass over the data in each direction.
+
+    d mean / dx = 1 / M,   d variance / dx = 2 (x - mean) / M
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(M, C) -> (C,), (C,)."""
+        values = rows.float()
+        mean = values.mean(0)
+        variance = torch.linalg.vector_norm(values - mean, dim=0).square() / len(rows)
+        ctx.save_for_backward(rows, mean)
+        return mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """(C,), (C,) -> (M, C)."""
+        rows, mean = ctx.saved_tensors
+        slope = gradients[1] * (2 / len(rows))
+        offset = gradients[0] / len(rows) - slope * mean
+        return torch.addcmul(offset.to(rows.dtype), rows, slope.to(rows.dtype))
+
+
+def batch_statistics(value: Tensor) -> Statistics:
+    """Statistics of a batch norm's input (N, C, ...); free of copies when the channels are last in memory."""
+    rows = value.movedim(1, -1).reshape(-1, value.shape[1])  # (N * space, C)
+    mean, variance = _Moments.apply(rows)  # type: ignore[no-untyped-call]
+    return Statistics(mean, variance)
+
+
+def run_with_statistics(program: FloatProgram, images: Tensor, names: Sequence[str]) -> tuple[Tensor, list[Statistics]]:
+    """Logits and the named tensors' batch statistics (biased variance), in one forward pass without hooks."""
+    wanted, found = set(names), {}
+
+    def visit(name: str, value: Tensor) -> None:
+        if name in wanted:
+            found[name] = batch_statistics(value)
+
+    logits = program(images, visit)
+    return logits, [found[name] for name in names]
+
+
+def statistics_loss(batch: Sequence[Statistics], stored: Sequence[Statistics], reading: Reading = "paper") -> Tensor:
+    """Batch-norm statistics loss (GDFQ, eq. 5).
+
+    paper: sum over layers of |mean_r - mean|^2 + |var_r - var|^2
+    code:  mean over layers of the mean squared differences
+    """
+    if reading == "paper":
+        terms = [
+            (b.mean - s.mean).square().sum() + (b.variance - s.variance).square().sum()
+            for b, s in zip(batch, stored, strict=True)
+        ]
+        return torch.stack(terms).sum()
+    terms = [
+        F.mse_loss(b.mean, s.mean) + F.mse_loss(b.variance, s.variance) for b, s in zip(batch, stored, strict=True)
+    ]
+    return torch.stack(terms).mean()
+
+
+def generator_loss(cross_entropy: Tensor, statistics: Tensor, beta: float) -> Tensor:
+    """L1(G) = CE + beta * BNS (GDFQ, eq. 9)."""
+    return cross_entropy + beta * statistics
+
+
+def student_cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
+    """CE(Q(x), y) on generated images (GDFQ, eq. 7)."""
+    return F.cross_entropy(student_logits, labels)
+
+
+def distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, reading: Reading = "paper"
+) -> Tensor:
+    """KL(Q(x), M(x)) at a temperature (GDFQ, eq. 8).
+
+    paper: T^2 * mean over the batch of KL;  code: the same divided by the number of classes
+    """
+    student = F.log_softmax(student_logits / temperature, 1)
+    teacher = F.log_softmax(teacher_logits / temperature, 1)
+    divergence = F.kl_div(student, teacher, log_target=True, reduction="batchmean") * temperature**2
+    return divergence / student_logits.shape[1] if reading == "code" else divergence
+
+
+def student_loss(cross_entropy: Tensor, distillation: Tensor, gamma: float) -> Tensor:
+    """L2(Q) = CE + gamma * KD (GDFQ, eq. 10)."""
+    return cross_entropy + gamma * distillation

@@ -1,0 +1,36 @@
+"""What every method gets, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from gdfq_export.generator import ImageSpec
+from gdfq_export.graph import Graph
+from gdfq_export.lower import Quantized
+from gdfq_export.plan import Plan
+from gdfq_export.progress import Progress
+from gdfq_export.settings import Settings
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A frozen network, what it is to become, and how."""
+
+    captured: Graph  # canonical, with its batch norms
+    folded: Graph
+    plan: Plan
+    image: ImageSpec
+    settings: Settings
+    progress: Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A quantized network, images that nothing was fitted to, and figures about the run."""
+
+    quantized: Quantized
+    held_back: Tensor  # (N, C, H, W)
+    figures: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,139 @@
+"""Trains the generator against the frozen teacher, and makes images with it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gdfq_export.errors import DivergedError, UnsupportedModelError
+from gdfq_export.generator import Batch, Generator, ImageSpec, sample
+from gdfq_export.graph import Graph
+from gdfq_export.losses import (
+    generator_cross_entropy,
+    generator_loss,
+    run_with_statistics,
+    statistics_loss,
+    stored_statistics,
+)
+from gdfq_export.program import FloatProgram
+from gdfq_export.progress import Progress
+from gdfq_export.settings import Schedule
+
+HELD_BACK_SEED = 1_000_003  # offset of the seed of images that nothing is fitted to
+
+
+def autocast(device: str) -> AbstractContextManager[object]:
+    """bf16 where the hardware multiplies it, float32 elsewhere; used for generator and teacher only."""
+    enabled = device != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.autocast(device, torch.bfloat16, enabled=enabled)
+
+
+class Teacher:
+    """The frozen float network with the statistics that its batch norms stored."""
+
+    def __init__(self, graph: Graph, device: str) -> None:
+        stored = stored_statistics(graph)
+        if not stored:
+            raise UnsupportedModelError(
+                "the model has no batch norm, whose statistics data-free synthesis needs: pass a model from before "
+                "batch norm was folded, or quantize it with images of your own in another tool"
+            )
+        self.graph, self.device = graph, device
+        self.program = FloatProgram(graph).to(device)
+        self.names = list(stored)
+        self.statistics = [
+            type(s)(s.mean.to(device), s.variance.to(device)) for s in (stored[name] for name in self.names)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratorState:
+    """A generator with its optimizer and the random numbers that feed it."""
+
+    model: Generator
+    optimizer: torch.optim.Adam
+    randomness: torch.Generator
+
+
+def start_generator(teacher: Teacher, spec: ImageSpec, schedule: Schedule, seed: int) -> GeneratorState:
+    """A fresh generator; its weights depend on the seed alone."""
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    model = Generator(spec, teacher.graph.num_outputs, schedule.doublings).to(teacher.device)
+    torch.set_rng_state(state)
+    optimizer = torch.optim.Adam(model.parameters(), lr=schedule.generator_lr, betas=(0.5, 0.999))
+    return GeneratorState(model, optimizer, torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratorStep:
+    """What one update of the generator saw."""
+
+    images: Tensor  # (N, C, H, W), made before the update
+    labels: Tensor  # (N,)
+    teacher_logits: Tensor  # (N, classes)
+    loss: float
+
+
+def draw(state: GeneratorState, teacher: Teacher, size: int) -> Batch:
+    """A batch of noise and labels on the teacher's device."""
+    batch = sample(size, teacher.graph.num_outputs, state.randomness)
+    return Batch(batch.noise.to(teacher.device), batch.labels.to(teacher.device))
+
+
+def update_generator(state: GeneratorState, teacher: Teacher, schedule: Schedule) -> GeneratorStep:
+    """One step of L1(G) (eq. 9) on a fresh batch."""
+    batch = draw(state, teacher, schedule.batch)
+    with autocast(teacher.device):
+        images = state.model(batch.noise, batch.labels)
+        logits, found = run_with_statistics(
+            teacher.program, images.contiguous(memory_format=torch.channels_last), teacher.names
+        )
+    cross_entropy = generator_cross_entropy(logits.float(), batch.labels)
+    statistics = statistics_loss(found, teacher.statistics, schedule.reading)
+    loss = generator_loss(cross_entropy, statistics, schedule.beta)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise DivergedError(
+            f"the generator's loss became {value}: lower its learning rate ({state.optimizer.param_groups[0]['lr']:g}) "
+            "or the weight of the batch-norm statistics"
+        )
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    state.optimizer.step()
+    return GeneratorStep(images.detach(), batch.labels, logits.detach().float(), value)
+
+
+def train_generator(
+    state: GeneratorState, teacher: Teacher, schedule: Schedule, progress: Progress, *, share: float = 0.4
+) -> int:
+    """The warm-up of Algorithm 1; with a budget it ends after its `share`. Returns the steps done."""
+    start = time.monotonic()
+    limit = math.inf if schedule.budget_seconds is None else share * schedule.budget_seconds
+    steps = schedule.warmup_steps
+    for step in range(steps):
+        update_generator(state, teacher, schedule)
+        progress("training the generator", step + 1, steps)
+        if time.monotonic() - start > limit:
+            progress("training the generator", steps, steps)
+            return step + 1
+    return steps
+
+
+@torch.no_grad()
+def make_images(
+    model: Generator, teacher: Teacher, count: int, batch: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of images and labels from a seed of their own."""
+    randomness = torch.Generator().manual_seed(seed)
+    for first in range(0, count, batch):
+        drawn = sample(batch, teacher.graph.num_outputs, randomness)
+        images = model(drawn.noise.to(teacher.device), drawn.labels.to(teacher.device))
+        rest = min(batch, count - first)
+        yield images[:rest].contiguous(), drawn.labels[:rest]

@@ -1,0 +1,92 @@
+"""Algorithm 1 on a small network, and the schedules."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from gdfq_export.errors import DivergedError, UnsupportedModelError
+from gdfq_export.methods import METHODS
+from gdfq_export.models.random_weights import set_batch_norm_statistics
+from gdfq_export.models.sources import LoadedModel
+from gdfq_export.pipeline import prepare, quantize_model
+from gdfq_export.plan import BitWidths
+from gdfq_export.settings import Schedule, Settings, schedule_for
+
+SHORT = Schedule(batch=16, warmup_steps=4, steps=4, steps_per_epoch=2, calibration_images=32)
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    )
+
+
+def loaded(module: nn.Module) -> LoadedModel:
+    half = (0.5, 0.5, 0.5)
+    return LoadedModel("small", module.eval(), (3, 16, 16), half, half, 5, None, "random", None)
+
+
+def settings(method: str, schedule: Schedule = SHORT) -> Settings:
+    return Settings(method, BitWidths(4, 4), schedule, "mse", "portable", seed=0)
+
+
+@pytest.fixture(scope="module")
+def network() -> LoadedModel:
+    module = small_network()
+    set_batch_norm_statistics(module, (3, 16, 16), 0)
+    return loaded(module)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_gives_the_same_integers_for_the_same_seed(method: str, network: LoadedModel) -> None:
+    runs = [quantize_model(prepare(network, settings(method)), settings(method)) for _ in range(2)]
+    for name, layer in runs[0].integer.layers.items():
+        assert (layer.q_weight == runs[1].integer.layers[name].q_weight).all()
+    assert runs[0].integer.tensors == runs[1].integer.tensors
+    assert torch.equal(runs[0].outcome.held_back, runs[1].outcome.held_back)
+
+
+def test_gdfq_trains_generator_and_student_in_turns_and_keeps_the_better_state(network: LoadedModel) -> None:
+    task = settings("gdfq", dataclasses.replace(SHORT, student_lr=1e-2))
+    figures = quantize_model(prepare(network, task), task).outcome.figures
+    assert figures["generator_steps"] == 8
+    assert figures["student_steps"] == 4
+    assert figures["divergence_trained"] != figures["divergence_calibrated"]
+
+
+def test_a_budget_ends_training_after_at_least_one_step(network: LoadedModel) -> None:
+    task = settings("gdfq", dataclasses.replace(SHORT, budget_seconds=1e-6))
+    figures = quantize_model(prepare(network, task), task).outcome.figures
+    assert (figures["generator_steps"], figures["student_steps"]) == (2, 1)
+
+
+def test_a_network_without_batch_norm_is_refused_with_what_to_do() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    prepared = prepare(loaded(module), settings("calibrate"))
+    with pytest.raises(UnsupportedModelError, match="no batch norm"):
+        quantize_model(prepared, settings("calibrate"))
+
+
+def test_divergence_stops_with_the_step_and_what_to_change(network: LoadedModel) -> None:
+    task = settings("gdfq", dataclasses.replace(SHORT, student_lr=1e30, steps=20))
+    with pytest.raises(DivergedError, match="learning rate"):
+        quantize_model(prepare(network, task), task)
+
+
+def test_the_paper_preset_is_section_5_1() -> None:
+    cifar, imagenet = schedule_for("paper", (3, 32, 32)), schedule_for("paper", (3, 224, 224))
+    assert (cifar.batch, cifar.steps, cifar.warmup_steps, cifar.student_lr) == (200, 80_000, 800, 1e-4)
+    assert (imagenet.batch, imagenet.steps, imagenet.student_lr) == (16, 80_000, 1e-6)
+    for schedule in (cifar, imagenet):
+        assert (schedule.beta, schedule.gamma, schedule.generator_lr) == (0.1, 1.0, 1e-3)
+        assert (schedule.decay_epochs, schedule.steps_per_epoch, schedule.reading) == (100, 200, "paper")
