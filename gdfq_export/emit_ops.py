@@ -1,0 +1,158 @@
+"""One operation of the vocabulary -> its ONNX nodes, on floats or (for data movement) on codes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from gdfq_export.graph import Graph, Node
+from gdfq_export.onnx_builder import OnnxBuilder
+
+Emit = Callable[[OnnxBuilder, Node, Sequence[str], str, Mapping[str, str]], str]
+
+
+def _conv(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    a = node.attributes
+    inputs = [x[0], p["weight"], *([p["bias"]] if "bias" in p else [])]
+    return b.add("Conv", inputs, out, strides=a["stride"], pads=a["pads"], dilations=a["dilation"], group=a["groups"])
+
+
+def _linear(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    inputs = [x[0], p["weight"], *([p["bias"]] if "bias" in p else [])]
+    return b.add("Gemm", inputs, out, transB=1)
+
+
+def _clip(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    limits = []
+    for key in ("low", "high"):
+        value = node.attributes[key]
+        limits.append(b.constant(f"{node.name}/{key}", value, np.float32) if math.isfinite(value) else "")
+    return b.add("Clip", [x[0], *limits], out)
+
+
+def _max_pool(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    a = node.attributes
+    return b.add(
+        "MaxPool", x, out, kernel_shape=a["kernel"], strides=a["stride"], pads=a["pads"], dilations=a["dilation"]
+    )
+
+
+def _avg_pool(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    a = node.attributes
+    return b.add(
+        "AveragePool",
+        x,
+        out,
+        kernel_shape=a["kernel"],
+        strides=a["stride"],
+        pads=a["pads"],
+        ceil_mode=int(a["ceil"]),
+        count_include_pad=int(a["count_include_pad"]),
+    )
+
+
+def _slice(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    a = node.attributes
+    names = [
+        b.constant(f"{node.name}/{key}", [value], np.int64)
+        for key, value in (("start", a["start"]), ("end", a["end"]), ("axis", a["axis"]), ("step", a["step"]))
+    ]
+    return b.add("Slice", [x[0], *names], out)
+
+
+def _pad(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    pads = node.attributes["pads"]
+    rank = len(pads) // 2
+    full = [0, 0, *pads[:rank], 0, 0, *pads[rank:]]
+    value = p.get("value") or b.constant(f"{node.name}/value", node.attributes["value"], np.float32)
+    return b.add("Pad", [x[0], b.constant(f"{node.name}/pads", full, np.int64), value], out)
+
+
+def _reshape(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    return b.add("Reshape", [x[0], b.constant(f"{node.name}/shape", [-1, *node.shape], np.int64)], out)
+
+
+def _upsample(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    scales = b.constant(f"{node.name}/scales", [1, 1, *node.attributes["scale"]], np.float32)
+    return b.add(
+        "Resize",
+        [x[0], "", scales],
+        out,
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
+
+
+def _channel_shuffle(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    channels, groups = node.shape[0], node.attributes["groups"]
+    order = np.arange(channels).reshape(groups, channels // groups).T.reshape(-1)
+    return b.add("Gather", [x[0], b.constant(f"{node.name}/order", order, np.int64)], out, axis=1)
+
+
+def _scalar(op: str) -> Emit:
+    def emit(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+        value = p.get("value") or b.constant(f"{node.name}/value", node.attributes["value"], np.float32)
+        return b.add(op, [x[0], value], out)
+
+    return emit
+
+
+def _batch_norm(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    inputs = [x[0], p["weight"], p["bias"], p["mean"], p["variance"]]
+    return b.add("BatchNormalization", inputs, out, epsilon=node.attributes["eps"])
+
+
+def _same(op: str, **attributes: str) -> Emit:
+    """An operation whose ONNX form has the same inputs; attributes are theirs=ours."""
+
+    def emit(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+        return b.add(op, x, out, **{theirs: node.attributes[ours] for theirs, ours in attributes.items()})
+
+    return emit
+
+
+EMIT: dict[str, Emit] = {
+    "conv": _conv,
+    "linear": _linear,
+    "batch_norm": _batch_norm,
+    "relu": _same("Relu"),
+    "clip": _clip,
+    "leaky_relu": _same("LeakyRelu", alpha="slope"),
+    "prelu": lambda b, node, x, out, p: b.add("PRelu", [x[0], p["slope"]], out),
+    "elu": _same("Elu", alpha="alpha"),
+    "sigmoid": _same("Sigmoid"),
+    "tanh": _same("Tanh"),
+    "gelu": _same("Gelu", approximate="approximate"),
+    "add": _same("Add"),
+    "sub": _same("Sub"),
+    "mul": _same("Mul"),
+    "max": _same("Max"),
+    "add_scalar": _scalar("Add"),
+    "mul_scalar": _scalar("Mul"),
+    "max_pool": _max_pool,
+    "avg_pool": _avg_pool,
+    "global_avg_pool": _same("GlobalAveragePool"),
+    "concat": _same("Concat", axis="axis"),
+    "slice": _slice,
+    "pad": _pad,
+    "reshape": _reshape,
+    "transpose": _same("Transpose", perm="axes"),
+    "upsample": _upsample,
+    "channel_shuffle": _channel_shuffle,
+    "softmax": _same("Softmax", axis="axis"),
+    "log_softmax": _same("LogSoftmax", axis="axis"),
+}
+
+
+def float_parameters(b: OnnxBuilder, graph: Graph, node: Node) -> dict[str, str]:
+    """A node's float parameters as initializers, by role."""
+    held = {}
+    for role, key in node.parameters.items():
+        value = graph.parameters[key].detach().cpu().numpy()
+        if role == "slope" and value.ndim == 1:
+            value = value.reshape(-1, *[1] * (len(node.shape) - 1))
+        held[role] = b.constant(f"{node.name}/{role}", value, np.float32)
+    return held

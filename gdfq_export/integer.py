@@ -1,0 +1,79 @@
+"""The integer model: everything that the ONNX file will hold, as plain numpy values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gdfq_export.graph import Graph, Node
+from gdfq_export.plan import Plan
+
+Int8 = npt.NDArray[np.int8]
+Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """An activation tensor: codes 0..qmax in a uint8."""
+
+    scale: np.float32
+    zero_point: int
+    qmax: int
+
+
+@dataclass(frozen=True, eq=False)
+class QLayer:
+    """A convolution or linear layer on integers."""
+
+    q_weight: Int8
+    scale: Float32  # (O,)
+    q_bias: Int32  # (O,), scale = input's scale * scale
+    bits: int
+
+
+@dataclass(frozen=True, eq=False)
+class PixelInput:
+    """Bytes of an image in, codes of the normalised image out: a depthwise layer with one weight a channel.
+
+    (byte / 255 - mean) / std  =  (1 / std) * byte / 255  +  (-mean / std)
+    """
+
+    node: Node
+    layer: QLayer
+    source: QTensor  # of the bytes: scale 1/255, zero point 0
+
+
+@dataclass(frozen=True)
+class TargetReport:
+    """What the target cost: how many weights and scales differ from what training chose."""
+
+    target: str
+    weights_changed: int = 0
+    weights_total: int = 0
+    channels_changed: int = 0
+    scales_nudged: int = 0
+    largest_nudge: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerModel:
+    """A graph with its integer layers and the scale and zero point of every quantized tensor."""
+
+    graph: Graph
+    plan: Plan
+    tensors: Mapping[str, QTensor]
+    layers: Mapping[str, QLayer]
+    report: TargetReport
+    pixels: PixelInput | None = None  # where the input is bytes (N, H, W, C)
+
+    def is_absorbed(self, node: Node) -> bool:
+        """Whether this activation is done by the saturation of its own quantizer."""
+        return bool(node.inputs) and self.plan.absorbed.get(node.inputs[0]) == node.name
+
+    def moves_codes(self, name: str) -> bool:
+        """Whether a tensor's codes are taken over from its inputs unchanged."""
+        return name in self.tensors and name not in self.plan.sources
