@@ -1,0 +1,68 @@
+"""Registers the commands, and turns errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from gdfq_export.cli.bench import bench
+from gdfq_export.cli.evaluate import evaluate
+from gdfq_export.cli.inspect import inspect
+from gdfq_export.cli.models import models
+from gdfq_export.cli.quantize import quantize
+from gdfq_export.cli.verify import verify
+
+EXIT_BUG = 70  # EX_SOFTWARE: our fault, not the user's
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="gdfq-export",
+    help="Quantize a trained PyTorch image classifier without data, and prove that the ONNX file is exact.",
+    epilog="Exit codes: 0 done, 1 a check failed, 2 wrong command line, 3 model not supported, "
+    "4 file missing, damaged or in the way, 70 a bug of ours, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (quantize, verify, inspect, bench, evaluate, models):
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; a traceback is shown only with `--debug`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        # With standalone_mode off, click returns the code of `typer.Exit` instead of raising it.
+        return int(typer.main.get_command(app).main(words, prog_name="gdfq-export", standalone_mode=False) or 0)
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was finished can be resumed with --resume", EXIT_INTERRUPTED, words, debug)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        code = getattr(error, "exit_code", EXIT_BUG)
+        if hasattr(error, "format_message"):  # a click usage error
+            return _fail(error.format_message(), code, words, debug)
+        if type(error).__name__ == "Abort":
+            return _fail("interrupted", EXIT_INTERRUPTED, words, debug)
+        if code == EXIT_BUG:
+            text = f"unexpected {type(error).__name__}: {error} (a bug of ours; run again with --debug and report it)"
+            return _fail(text, code, words, debug)
+        return _fail(str(error), code, words, debug)
+
+
+def _fail(message: str, code: int, words: Sequence[str], debug: bool) -> int:
+    """Says `message` on stderr and, with `--json`, as one object on stdout."""
+    if debug:
+        traceback.print_exc()
+    print(f"gdfq-export: {' '.join(message.split())}", file=sys.stderr)
+    if "--json" in words:
+        print(json.dumps({"error": message, "exit_code": code}))
+    return code

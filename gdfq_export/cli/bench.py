@@ -1,0 +1,118 @@
+"""`gdfq-export bench`: latency percentiles, and the speedup over the float network."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gdfq_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from gdfq_export.runtime_checks.bench import Comparison, Latency
+
+MAX_THREADS = 1024
+
+
+def bench(
+    model: Annotated[Path, typer.Argument(help="The ONNX file to measure.", show_default=False)],
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="The float network to compare with; default: model.fp32.onnx beside model.onnx, if any."),
+    ] = None,
+    threads: Annotated[str, typer.Option(help="Numbers of threads to measure, such as 1,2.")] = "1,2",
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each number of threads.")] = 5.0,
+    runs: Annotated[
+        int | None, typer.Option(min=1, help="Runs of each network, instead of a time.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random input.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Measure latency at batch 1, in turns with the float network, and report percentiles and the speedup."""
+    counts = parse_threads(threads)
+    from gdfq_export.runtime_checks.bench import bench as measure
+
+    against = baseline or find_baseline(model)
+    results = measure(model, against, counts, seconds, runs, seed)
+    if as_json:
+        print(json.dumps(as_object(model, against, results)))
+    else:
+        _print_table(model, against, results)
+    for result in results:
+        for warning in result.warnings:
+            typer.echo(f"warning: {_threads(result)}: {warning}", err=True)
+    if against is None:
+        typer.echo(f"no {model.with_suffix('.fp32.onnx').name} to compare with: pass --baseline FILE", err=True)
+
+
+def parse_threads(text: str) -> list[int]:
+    """Positive numbers, in the order given, each once."""
+    try:
+        counts = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--threads takes numbers such as 1,2, not {text!r}") from None
+    if not all(1 <= count <= MAX_THREADS for count in counts):
+        raise UsageError(f"--threads takes numbers from 1 to {MAX_THREADS}, not {text!r}")
+    return list(dict.fromkeys(counts))
+
+
+def find_baseline(model: Path) -> Path | None:
+    """The float companion that `quantize` writes beside its output."""
+    companion = model.with_suffix(".fp32.onnx")
+    return companion if companion.is_file() else None
+
+
+def as_object(model: Path, baseline: Path | None, results: list[Comparison]) -> dict[str, object]:
+    """The JSON object: times by number of threads; `speedup` is that of the first number."""
+    first = results[0]
+    return {
+        "model": str(model),
+        "baseline_file": str(baseline) if baseline else None,
+        "threads": {
+            str(result.threads): {
+                **_rounded(result.model),
+                "speedup": _round(result.speedup),
+                "speedup_low": _round(result.speedup_low),
+                "speedup_high": _round(result.speedup_high),
+            }
+            for result in results
+        },
+        "baseline": {str(result.threads): _rounded(result.baseline) for result in results if result.baseline} or None,
+        "speedup": _round(first.speedup),
+        "warnings": [f"{_threads(result)}: {warning}" for result in results for warning in result.warnings],
+    }
+
+
+def _rounded(latency: Latency) -> dict[str, float | int]:
+    return {key: round(value, 4) for key, value in dataclasses.asdict(latency).items()}
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _print_table(model: Path, baseline: Path | None, results: list[Comparison]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("threads", "file", title="milliseconds, batch 1")
+    for heading in ("p50", "p90", "p99", "mean", "load", "runs"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        for file, latency in ((model, result.model), (baseline, result.baseline)):
+            if file is not None and latency is not None:
+                times = (latency.p50_ms, latency.p90_ms, latency.p99_ms, latency.mean_ms)
+                cells = [*(f"{value:.3f}" for value in times), f"{latency.load_ms:.0f}", str(latency.runs)]
+                table.add_row(str(result.threads), file.name, *cells)
+    Console().print(table)
+    for result in results:
+        if result.speedup is not None:
+            interval = f"95 % interval {result.speedup_low:.2f} to {result.speedup_high:.2f}"
+            print(f"{_threads(result)}: speedup {result.speedup:.2f} ({interval})")
+
+
+def _threads(result: Comparison) -> str:
+    return f"{result.threads} thread{'s' * (result.threads > 1)}"

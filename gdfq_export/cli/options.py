@@ -1,0 +1,55 @@
+"""Reads the option values that are more than a number or a name."""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from gdfq_export.errors import InputFileError, UsageError
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+
+def parse_budget(text: str) -> float:
+    """`90s`, `10m` or `1.5h` as seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise UsageError(f"--budget {text!r} is no time: write it like 90s, 10m or 1.5h")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def parse_size(text: str) -> tuple[int, int, int]:
+    """`3x224x224` as three integers."""
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.strip())
+    if match is None or "0" in match.groups():
+        raise UsageError(f"--input-size {text!r} is no size: write it as channels x height x width, like 3x224x224")
+    return int(match[1]), int(match[2]), int(match[3])
+
+
+def parse_floats(text: str, option: str) -> tuple[float, ...]:
+    """`0.5` or `0.485,0.456,0.406` as numbers."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = (math.nan,)
+    if not all(math.isfinite(value) for value in values):
+        raise UsageError(f"{option} {text!r} is no list of numbers: write it like 0.485,0.456,0.406")
+    return values
+
+
+def read_config(path: Path, known: set[str]) -> dict[str, Any]:
+    """Options from a TOML file, `option-name = value`; the command line overrides them."""
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InputFileError(f"cannot read --config {path} ({error.strerror}): check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputFileError(f"--config {path} is not valid TOML ({error}): correct it") from error
+    options = {key.replace("-", "_"): value for key, value in values.items()}
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        raise UsageError(f"--config {path} sets {unknown[0].replace('_', '-')!r}, which is no option of quantize")
+    return options

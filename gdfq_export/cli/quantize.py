@@ -1,0 +1,189 @@
+"""`gdfq-export quantize`: a trained network in, a verified integer ONNX file out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gdfq_export.cli.options import parse_budget, parse_floats, parse_size, read_config
+from gdfq_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from gdfq_export.pipeline import Prepared
+    from gdfq_export.settings import Settings
+
+METHOD_NAMES = ("gdfq", "calibrate")
+PRESETS = ("fast", "standard", "paper")
+TARGET_NAMES = ("portable", "x86-vnni", "x86-avx2", "arm64")
+INPUT_FORMATS = ("float-nchw", "uint8-nhwc")
+RANGE_NAMES = ("mse", "ema")
+
+
+def _load_config(context: typer.Context, path: Path | None) -> Path | None:
+    if path is not None:
+        known = {parameter.name for parameter in context.command.params if parameter.name}
+        context.default_map = {**(context.default_map or {}), **read_config(path, known)}
+    return path
+
+
+def _one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
+    if value not in allowed:
+        raise UsageError(f"{option} {value!r} is none of {', '.join(allowed)}")
+    return value
+
+
+def quantize(
+    model: Annotated[str, typer.Option(help="Name of a known network, FILE.py:FACTORY, or FILE.pt2.")],
+    out: Annotated[Path, typer.Option(help="The ONNX file to write.")],
+    weights: Annotated[Path | None, typer.Option(help="Weights: safetensors, or a torch state dict.")] = None,
+    bits: Annotated[int | None, typer.Option(help="Width of weights and activations, 2 to 8; 8 if not given.")] = None,
+    weight_bits: Annotated[int | None, typer.Option(help="Width of weights alone.")] = None,
+    act_bits: Annotated[int | None, typer.Option(help="Width of activations alone.")] = None,
+    first_last: Annotated[int | None, typer.Option(help="Other width for the first and the last layer.")] = None,
+    method: Annotated[str, typer.Option(help=f"How to quantize: {', '.join(METHOD_NAMES)}.")] = "gdfq",
+    preset: Annotated[str, typer.Option(help=f"How long to train: {', '.join(PRESETS)}.")] = "fast",
+    budget: Annotated[str | None, typer.Option(help="Time to spend, like 90s, 10m or 1h.")] = None,
+    ranges: Annotated[str, typer.Option(help="Activation ranges: mse (least error) or ema (moving average).")] = "mse",
+    target: Annotated[str, typer.Option(help=f"Where it will run: {', '.join(TARGET_NAMES)}.")] = "portable",
+    input_format: Annotated[
+        str, typer.Option(help="float-nchw, or uint8-nhwc: bytes as a camera gives them, normalised in the graph.")
+    ] = "float-nchw",
+    input_size: Annotated[str | None, typer.Option(help="Input as CxHxW, like 3x224x224.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Mean of pixels in 0..1, one number or one a channel.")] = None,
+    std: Annotated[str | None, typer.Option(help="Standard deviation of pixels in 0..1.")] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Classes, where the last layer does not tell.")] = None,
+    no_pretrained: Annotated[bool, typer.Option("--no-pretrained", help="Random weights, for size and speed.")] = False,
+    seed: Annotated[int, typer.Option(help="Same seed, same machine, same bytes.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file with options; the command line overrides it.", is_eager=True, callback=_load_config
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the quantization plan and stop.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    no_companions: Annotated[
+        bool, typer.Option("--no-companions", help="Write the ONNX file only, not the PyTorch and float ones.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Quantize a trained classifier without data and write an integer ONNX file.
+
+    Beside model.onnx stand model.fakequant.pt2 (the same integers in PyTorch) and model.fp32.onnx (the float network).
+    """
+    _one_of(method, METHOD_NAMES, "--method")
+    _one_of(preset, PRESETS, "--preset")
+    _one_of(target, TARGET_NAMES, "--target")
+    _one_of(ranges, RANGE_NAMES, "--ranges")
+    _one_of(input_format, INPUT_FORMATS, "--input-format")
+    _one_of(device, ("auto", "cpu", "cuda"), "--device")
+    seconds = None if budget is None else parse_budget(budget)
+    size = None if input_size is None else parse_size(input_size)
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads {threads} is no number of threads: give 1 or more")
+    if seed < 0:
+        raise UsageError(f"--seed {seed} is negative: give 0 or more")
+    if bits is not None and weight_bits is not None and act_bits is not None:
+        raise UsageError("--bits says the same as --weight-bits and --act-bits together: leave one of them out")
+    default = 8 if bits is None else bits
+    widths = {
+        "weight": default if weight_bits is None else weight_bits,
+        "activation": default if act_bits is None else act_bits,
+        "first_last": first_last,
+    }
+    for width in widths.values():
+        if width is not None and not 2 <= width <= 8:
+            raise UsageError(f"{width} bits cannot be had: choose 2 to 8")
+
+    from gdfq_export.files import check_output, companions_of
+
+    if not dry_run:
+        check_output(out, force=force)
+    if not as_json:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("torch").setLevel(logging.ERROR)
+        print("loading PyTorch", file=sys.stderr, flush=True)
+
+    import torch
+
+    from gdfq_export.models.sources import load_model
+    from gdfq_export.pipeline import prepare, run
+    from gdfq_export.plan import BitWidths
+    from gdfq_export.progress import progress_bars, silent
+    from gdfq_export.settings import Settings, schedule_for
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda needs a GPU and a CUDA build of PyTorch, and neither is here: use --device cpu")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    files = companions_of(out)
+    if not dry_run and not no_companions:
+        for path in (files.fakequant, files.fp32):
+            check_output(path, force=force)
+    loaded = load_model(
+        model,
+        weights=weights,
+        pretrained=not no_pretrained,
+        input_size=size,
+        mean=None if mean is None else parse_floats(mean, "--mean"),
+        std=None if std is None else parse_floats(std, "--std"),
+        num_classes=num_classes,
+        seed=seed,
+    )
+    settings = Settings(
+        method=method,
+        bits=BitWidths(**widths),  # type: ignore[arg-type]
+        schedule=dataclasses.replace(schedule_for(preset, loaded.input_size), budget_seconds=seconds),
+        ranges="ema" if ranges == "ema" else "mse",
+        target=target,
+        seed=seed,
+        input_format="uint8-nhwc" if input_format == "uint8-nhwc" else "float-nchw",
+        device="cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu",
+    )
+    if dry_run:
+        _print_plan(prepare(loaded, settings), settings, as_json)
+        return
+    with nullcontext(silent) if as_json else progress_bars() as progress:
+        result = run(loaded, settings, out, companions=not no_companions, progress=progress)
+    if as_json:
+        print(json.dumps(result))
+        return
+    name = f"W{settings.bits.weight}A{settings.bits.activation}"
+    print(f"{out}: {loaded.name} as {name} by {method}, {result['file_bytes'] / 1e6:.2f} MB", end="")
+    print(f" ({result['file_bytes'] / result['fp32_bytes']:.2f} of float), {result['seconds']:.0f} s")
+    print(f"agreement with the float network on held-back generated images: {result['teacher_agreement']:.1f} %")
+    if loaded.weights_source == "random":
+        print("weights are random (--no-pretrained): good for graph, size and latency only")
+    if not no_companions:
+        print(f"beside it: {files.fakequant.name} (PyTorch), {files.fp32.name} (float)")
+    print(f"next: gdfq-export verify {out}")
+
+
+def _print_plan(prepared: Prepared, settings: Settings, as_json: bool) -> None:
+    """The plan as a table, or as JSON."""
+    columns = ("name", "kind", "bits", "sign", "symmetry", "granularity", "shares range with", "reason")
+    rows = prepared.plan.rows()
+    if as_json:
+        print(json.dumps({"plan": [dict(zip(columns, row, strict=True)) for row in rows]}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, title=f"quantization plan of {prepared.loaded.name}")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+    tensors, groups = len(prepared.plan.tensors), len(prepared.plan.groups())
+    print(f"{tensors} tensors in {groups} ranges, {len(prepared.plan.weights)} layers; nothing was written")

@@ -1,0 +1,67 @@
+"""Output files: written beside their place and moved there whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gdfq_export.errors import OutputFileError
+
+
+@dataclass(frozen=True)
+class Companions:
+    """The files of a run; the last two are left out on request."""
+
+    model: Path
+    fakequant: Path
+    fp32: Path
+
+
+def companions_of(out: Path) -> Companions:
+    """model.onnx -> model.fakequant.pt2 and model.fp32.onnx beside it."""
+    stem = out.with_suffix("") if out.suffix == ".onnx" else out
+    return Companions(out, stem.with_name(f"{stem.name}.fakequant.pt2"), stem.with_name(f"{stem.name}.fp32.onnx"))
+
+
+def check_output(path: Path, *, force: bool) -> None:
+    """Refuses an output that cannot be written, before any work is done for it."""
+    folder = path.parent if str(path.parent) else Path()
+    if not folder.is_dir():
+        raise OutputFileError(f"the folder {folder} of --out does not exist: create it first")
+    if path.is_dir():
+        raise OutputFileError(f"--out {path} is a folder: name a file in it")
+    if path.exists() and not force:
+        raise OutputFileError(f"{path} exists already: choose another --out, or overwrite it with --force")
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputFileError(f"cannot write to the folder {folder} of --out ({error.strerror})") from error
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path to write to; the file appears as `path` when the block ends well, and leaves no trace otherwise."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent or ".")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputFileError(
+            f"cannot write {path} ({error.strerror}): free some space or choose another --out"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

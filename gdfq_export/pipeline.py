@@ -1,0 +1,228 @@
+"""The recipe: model -> captured -> folded -> plan -> trained -> integer model -> ONNX file and its companions."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import logging
+import platform
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor
+
+from gdfq_export import __version__
+from gdfq_export.capture import capture
+from gdfq_export.emit import float_onnx_from_graph, onnx_from_integer_model
+from gdfq_export.errors import UnsupportedModelError, UsageError
+from gdfq_export.exact import IntegerProgram
+from gdfq_export.files import atomic_path, companions_of
+from gdfq_export.generator import ImageSpec, image_spec
+from gdfq_export.graph import Graph, Node
+from gdfq_export.integer import IntegerModel
+from gdfq_export.lower import TARGETS, integer_model_from_quantized, with_pixel_input
+from gdfq_export.methods import METHODS, Outcome, Task
+from gdfq_export.models.sources import LoadedModel
+from gdfq_export.passes import canonicalize, find_channel_shuffle, fold_batch_norm
+from gdfq_export.plan import Plan, make_plan, quantized_part, with_endings, without_endings
+from gdfq_export.program import FloatProgram
+from gdfq_export.progress import Progress, silent
+from gdfq_export.provenance import golden_vectors, stamp, stamp_input
+from gdfq_export.settings import InputFormat, Settings
+
+logger = logging.getLogger(__name__)
+VERSIONED = ("torch", "onnx", "numpy", "pytorchcv")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A network ready for quantization, and the plan for it."""
+
+    loaded: LoadedModel
+    captured: Graph
+    folded: Graph
+    plan: Plan
+    image: ImageSpec
+    endings: tuple[Node, ...]  # a softmax behind the logits: neither trained nor quantized
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """Everything that a run makes, still in memory."""
+
+    prepared: Prepared
+    outcome: Outcome
+    integer: IntegerModel
+    program: IntegerProgram
+    agreement: float  # top-1 agreement with the float network on held-back images, in percent
+
+
+def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
+    """Capture, passes and plan: everything before the first image."""
+    whole = find_channel_shuffle(canonicalize(capture(loaded.module, loaded.input_size)))
+    captured, endings = without_endings(whole)
+    logits = captured[captured.output]
+    if len(logits.shape) != 1:
+        raise UnsupportedModelError(
+            f"the model returns a tensor of shape {list(logits.shape)} for each image, but a classifier returns one "
+            "number for each class: wrap it in a module that does"
+        )
+    if loaded.num_classes is not None and loaded.num_classes != captured.num_outputs:
+        raise UsageError(
+            f"--num-classes {loaded.num_classes} does not fit the network, whose last layer has "
+            f"{captured.num_outputs} outputs: leave it out"
+        )
+    folded = fold_batch_norm(captured)
+    image = image_spec(loaded.input_size, loaded.mean, loaded.std)
+    plan = make_plan(folded, settings.bits, (min(image.low), max(image.high)))
+    return Prepared(loaded, captured, folded, plan, image, endings)
+
+
+def quantize_model(prepared: Prepared, settings: Settings, progress: Progress = silent) -> Exported:
+    """Runs the method and lowers what it returns; deterministic for a seed on one machine."""
+    torch.manual_seed(settings.seed)
+    task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, progress)
+    outcome = METHODS[settings.method](task)
+    integer = integer_model_from_quantized(outcome.quantized, TARGETS[settings.target])
+    integer = dataclasses.replace(integer, graph=with_endings(integer.graph, prepared.endings))
+    agreement = teacher_agreement(
+        IntegerProgram(integer).eval(), FloatProgram(prepared.folded), outcome.held_back, progress
+    )
+    if settings.input_format == "uint8-nhwc":
+        integer = with_pixel_input(integer, prepared.loaded.mean, prepared.loaded.std)
+    return Exported(prepared, outcome, integer, IntegerProgram(integer).eval(), agreement)
+
+
+@torch.no_grad()
+def teacher_agreement(program: IntegerProgram, teacher: FloatProgram, images: Tensor, progress: Progress) -> float:
+    """Share of images that the integer network and the float network give the same class, in percent."""
+    same, batches = 0, torch.split(images, 32)
+    for index, batch in enumerate(batches):
+        same += int((program(batch).argmax(1) == teacher(batch).argmax(1)).sum())
+        progress("comparing with the float network", index + 1, len(batches))
+    return 100 * same / len(images)
+
+
+def write_files(exported: Exported, settings: Settings, out: Path, *, companions: bool) -> dict[str, Any]:
+    """Writes the ONNX file and its companions, each whole or not at all; returns the facts about them."""
+    files = companions_of(out)
+    checksum = None
+    float_graph = with_endings(exported.prepared.folded, exported.prepared.endings)
+    float_model = float_onnx_from_graph(float_graph)
+    stamp_input(float_model, input_facts(exported.prepared.loaded, "float-nchw"))
+    fp32 = float_model.SerializeToString(deterministic=True)
+    with ExitStack() as stack:  # all of them appear when all of them are good
+        if companions:
+            program = stack.enter_context(atomic_path(files.fakequant))
+            content = program_bytes(exported.program)
+            program.write_bytes(content)
+            checksum = hashlib.sha256(content).hexdigest()
+            stack.enter_context(atomic_path(files.fp32)).write_bytes(fp32)
+        model = onnx_from_integer_model(exported.integer)
+        facts = provenance(exported, settings, checksum)
+        exact = not exported.prepared.endings  # a softmax in float is not the same to the last bit everywhere
+        stamp(model, facts, golden_vectors(exported.program, exported.outcome.held_back) if exact else None)
+        onnx.checker.check_model(model, full_check=True)
+        data = model.SerializeToString(deterministic=True)
+        stack.enter_context(atomic_path(out)).write_bytes(data)
+    return {"file_bytes": len(data), "fp32_bytes": len(fp32), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def program_bytes(program: IntegerProgram) -> bytes:
+    """The integer program as a `.pt2` that plain `torch.export.load` reads.
+
+    Saved to memory, because an archive saved to a file holds that file's (temporary) name.
+    """
+    channels, height, width = program.model.graph.input_shape
+    example = torch.zeros(2, channels, height, width)
+    if program.model.pixels is not None:
+        example = torch.zeros(2, height, width, channels, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1)
+    exported = torch.export.export(program, (example,), dynamic_shapes=({0: batch},))
+    buffer = io.BytesIO()
+    torch.export.save(exported, buffer)
+    return buffer.getvalue()
+
+
+def input_facts(loaded: LoadedModel, form: InputFormat) -> dict[str, Any]:
+    """How an image becomes an input, for `evaluate` and for whoever deploys the file."""
+    return {
+        "format": form,
+        "shape": list(loaded.input_size),
+        "mean": list(loaded.mean),
+        "std": list(loaded.std),
+        "resize": loaded.resize,
+    }
+
+
+def provenance(exported: Exported, settings: Settings, fakequant_sha256: str | None) -> Mapping[str, Any]:
+    """How the file was made, for its metadata."""
+    loaded, report = exported.prepared.loaded, exported.integer.report
+    return {
+        "tool_version": __version__,
+        "model": loaded.name,
+        "method": settings.method,
+        "bits": {
+            "weight": settings.bits.weight,
+            "activation": settings.bits.activation,
+            "first_last": settings.bits.first_last,
+        },
+        "ranges": settings.ranges,
+        "seed": settings.seed,
+        "target": settings.target,
+        "target_cost": {
+            "weights_changed": report.weights_changed,
+            "weights": report.weights_total,
+            "channels_changed": report.channels_changed,
+            "scales_nudged": report.scales_nudged,
+            "largest_nudge": report.largest_nudge,
+        },
+        "figures": dict(exported.outcome.figures),
+        "teacher_agreement": exported.agreement,
+        "input": input_facts(loaded, settings.input_format),
+        "output_step": output_step(exported.integer),
+        "float_ending": bool(exported.prepared.endings),
+        "weights_source": loaded.weights_source,
+        "weights_sha256": loaded.weights_sha256,
+        "fakequant_sha256": fakequant_sha256,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
+    }
+
+
+def output_step(model: IntegerModel) -> float:
+    """The smallest distance between two different logits: one unit of the accumulator, or of the last code."""
+    _, last = quantized_part(model.graph)
+    if last in model.tensors:
+        return float(model.tensors[last].scale)
+    source = model.tensors[model.graph[last].inputs[0]]
+    return float((source.scale * model.layers[last].scale).min())
+
+
+def run(
+    loaded: LoadedModel, settings: Settings, out: Path, *, companions: bool = True, progress: Progress = silent
+) -> dict[str, Any]:
+    """The whole way from a loaded network to the files; returns what `quantize --json` prints."""
+    start = time.monotonic()
+    prepared = prepare(loaded, settings)
+    exported = quantize_model(prepared, settings, progress)
+    facts = write_files(exported, settings, out, companions=companions)
+    return {
+        "out": str(out),
+        "bits": {"weight": settings.bits.weight, "activation": settings.bits.activation},
+        "method": settings.method,
+        "seconds": round(time.monotonic() - start, 1),
+        **facts,
+        "teacher_agreement": exported.agreement,
+        "weights_source": loaded.weights_source,
+        "target": settings.target,
+        "weights_changed_for_target": exported.integer.report.weights_changed,
+        "figures": dict(exported.outcome.figures),
+    }
