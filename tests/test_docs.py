@@ -1,0 +1,116 @@
+"""Every command that the documentation shows is run, in the order in which it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from pytorchcv.model_provider import get_model
+from safetensors.torch import save_file
+
+from gdfq_export.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NEEDS_NETWORK = "mobilenetv2"  # run with a server on this machine in tests/cli/test_quantize_download.py
+OWN_MODEL = """
+from torch import nn
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    )
+"""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of console blocks."""
+    return [line for block in blocks(page, "console") for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the documentation takes for granted: a user's model, weights, program and images."""
+    folder = tmp_path_factory.mktemp("docs")
+    torch.manual_seed(0)
+    state = get_model("resnet20_cifar100").state_dict()
+    save_file({key: value.contiguous() for key, value in state.items()}, folder / "my_weights.safetensors")
+    (folder / "my_model.py").write_text(OWN_MODEL)
+    scope: dict[str, object] = {}
+    exec(OWN_MODEL, scope)
+    module = scope["build"]().eval()  # type: ignore[operator]
+    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, folder / "my_model.safetensors")
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(module, (torch.zeros(2, 3, 32, 32),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, folder / "program.pt2")
+    for index in range(10):
+        (folder / "images" / f"{index}").mkdir(parents=True)
+        Image.new("RGB", (32, 32), (20 * index, 100, 50)).save(folder / "images" / f"{index}" / "a.png")
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_succeed(page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    for line in commands(page):
+        words = shlex.split(line)
+        if words[0] != "gdfq-export" or NEEDS_NETWORK in line or "model.onnx" in words:
+            continue
+        assert main([*words[1:], *(["--force"] if words[1] == "quantize" else [])]) == 0, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_scripts_and_benchmarks_of_a_page_exist(page: Path) -> None:
+    for line in commands(page):
+        words = shlex.split(line)
+        if words[0].startswith("./"):
+            assert (ROOT / words[0]).is_file(), line
+        elif words[0] == "python":
+            done = subprocess.run([sys.executable, ROOT / words[1], "--help"], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            for option in (word for word in words if word.startswith("--")):
+                assert option in done.stdout, f"{words[1]} has no {option}"
+        else:
+            assert words[0] == "gdfq-export", line
+
+
+def test_the_python_example_runs(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(workspace)
+    (example,) = blocks(ROOT / "README.md", "python")
+    exec(example, {})
+    assert "teacher_agreement" in capsys.readouterr().out
+
+
+def test_the_readme_mentions_every_command_and_the_docs_link_to_files_that_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    for name in ("quantize", "verify", "inspect", "bench", "evaluate", "models"):
+        assert f"| `{name}` |" in text
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_function_and_test_that_the_paper_map_names_exists() -> None:
+    import importlib
+
+    for row in (ROOT / "docs" / "paper-map.md").read_text().splitlines():
+        if not row.startswith("| eq.") and not row.startswith("| section") and not row.startswith("| Algorithm"):
+            continue
+        _, _, functions, test, _ = row.split("|")
+        for name in re.findall(r"`(\w+\.[\w.]+)", functions):
+            module, _, attribute = name.rpartition(".")
+            assert hasattr(importlib.import_module(f"gdfq_export.{module}"), attribute), name
+        assert (ROOT / test.strip().strip("`")).is_file(), test
