@@ -10,7 +10,7 @@ what is exported. Weights and biases are trained; with `learned` steps so are th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -96,8 +96,8 @@ class FakeQuantProgram(nn.Module):
         weight = held["weight"]
         return fake_quantize(weight, step.view(-1, *[1] * (weight.ndim - 1)), 0, -qmax, qmax)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised images -> logits of the simulated integer network."""
+    def forward(self, x: Tensor, edit: Callable[[str, Tensor], Tensor] | None = None) -> Tensor:
+        """Normalised images -> logits of the simulated integer network; `edit` may change what a layer computed."""
         values: dict[str, Tensor] = {}
         for index, node in enumerate(self.graph.nodes):
             held = {role: self.values[self.keys[key]] for role, key in node.parameters.items()}
@@ -109,6 +109,7 @@ class FakeQuantProgram(nn.Module):
                     value = nn.functional.linear(source, weight, held.get("bias"))
                 else:
                     value = convolve(node, source, weight, held.get("bias"))
+                value = value if edit is None else edit(node.name, value)
             else:
                 value = KERNELS[node.op](node, [values[name] for name in node.inputs], held)
             if node.name in self.plan.sources:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gdfq_export.pipeline import Prepared
     from gdfq_export.settings import Settings
 
-METHOD_NAMES = ("gdfq", "calibrate")
+METHOD_NAMES = ("gdfq", "calibrate", "dfq")
 PRESETS = ("fast", "standard", "paper")
 TARGET_NAMES = ("portable", "x86-vnni", "x86-avx2", "arm64")
 INPUT_FORMATS = ("float-nchw", "uint8-nhwc")

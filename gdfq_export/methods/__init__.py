@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gdfq_export.methods.calibrate import calibrate
+from gdfq_export.methods.dfq import dfq
 from gdfq_export.methods.gdfq import gdfq
 from gdfq_export.methods.task import Outcome, Task
 
-METHODS: dict[str, Callable[[Task], Outcome]] = {"gdfq": gdfq, "calibrate": calibrate}
+METHODS: dict[str, Callable[[Task], Outcome]] = {"gdfq": gdfq, "calibrate": calibrate, "dfq": dfq}
 
 __all__ = ["METHODS", "Outcome", "Task"]
