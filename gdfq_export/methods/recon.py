@@ -6,7 +6,7 @@ import torch
 
 from gdfq_export.distilled import distil_images
 from gdfq_export.fakequant import FakeQuantProgram
-from gdfq_export.methods.calibrate import quantize_on
+from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.gdfq import divergence
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.reconstruct import reconstruct
@@ -21,7 +21,7 @@ def recon(task: Task) -> Outcome:
     teacher = Teacher(task.captured, settings.device)
     made = distil_images(teacher, task.image, settings.distillation, settings.seed, task.progress)
     held_back, images = made.pixels[::HELD_BACK], made.pixels[torch.arange(len(made.pixels)) % HELD_BACK != 0]
-    calibrated = quantize_on(task, torch.split(images, settings.reconstruction.batch))
+    calibrated = quantize_to_nearest(task, torch.split(images, settings.reconstruction.batch))
     trained = reconstruct(calibrated, images, settings.reconstruction, settings.seed, task.progress)
     before = divergence(FakeQuantProgram(calibrated, learned_steps=False), teacher, held_back)
     after = divergence(FakeQuantProgram(trained, learned_steps=False), teacher, held_back)
