@@ -60,7 +60,7 @@ def _follow(
 ) -> dict[str, int]:
     """The widths of one point of the front, found backwards."""
     bits = {}
-    for (layer, options), (origin, picked) in zip(reversed(choices.items()), reversed(trail), strict=True):
+    for (layer, options), (origin, picked) in reversed(list(zip(choices.items(), trail, strict=True))):
         bits[layer] = options[picked[end]].bits
         end = int(origin[end])
     return {layer: bits[layer] for layer in choices}

@@ -59,7 +59,8 @@ def quantiles(count: int = POINTS) -> Tensor:
 def _pointwise(graph: Graph, node: Node, x: Tensor) -> Tensor:
     """A pointwise operation on values (P, C)."""
     held = {role: graph.parameters[key].to(x.dtype) for role, key in node.parameters.items()}
-    return KERNELS[node.op](node, [x], held)
+    value: Tensor = KERNELS[node.op](node, [x], held)
+    return value
 
 
 def _moments_of(graph: Graph, node: Node, inputs: list[Moments]) -> Moments:

@@ -48,7 +48,7 @@ def correct_by_images(quantized: Quantized, images: Tensor) -> Quantized:
         shifts[name] = value.mean((0, *range(2, value.ndim))) - wanted[name]
         return value - shifts[name].view(-1, *[1] * (value.ndim - 2))
 
-    FakeQuantProgram(quantized, learned_steps=False)(images, correct)
+    FakeQuantProgram(quantized, learned_steps=False)(images, edit=correct)
     return _with_shifts(quantized, shifts)
 
 

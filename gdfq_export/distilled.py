@@ -1,70 +1,100 @@
-"""Images distilled directly against the statistics that batch norm stored (ZeroQ, Cai et al. 2020, eq. 3).
+"""Images found by optimising their pixels against the frozen network (ZeroQ, Cai et al. 2020, with labels).
 
-    min over x   mean over layers of |mean_r(x) - mean|^2 + |var_r(x) - var|^2        x ~ N(0, 1) at first, Adam
+    x* = argmin  mean over layers (MSE(mean) + MSE(variance)) + CE(M(x), y),   x starts as N(0, 1) noise
 
-Each step sees the images shifted by a few pixels and mirrored or not, so that no pixel is fitted alone.
+The gradient reaches the pixels through a random shift and flip, so that no image fits one alignment of the network's
+strides, and pixels stay what a real image can hold. The statistics are of a whole batch: a batch is one sample of the
+training distribution, and a larger one fits it better.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from gdfq_export.errors import DivergedError
 from gdfq_export.generator import ImageSpec
 from gdfq_export.losses import run_with_statistics, statistics_loss
 from gdfq_export.progress import Progress
+from gdfq_export.settings import Distillation
 from gdfq_export.synthesis import Teacher, autocast
 
-LEARNING_RATE = 0.25
-BATCH = 64
-SHIFT = 3  # pixels of a 32x32 image, in proportion for larger ones
+STAGE = "optimising images"
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Synthetic images with the labels they were made for."""
+
+    pixels: Tensor  # (N, C, H, W), normalised
+    labels: Tensor  # (N,)
 
 
 def distil_images(
+    teacher: Teacher, spec: ImageSpec, schedule: Distillation, seed: int, progress: Progress, limit: float = math.inf
+) -> Images:
+    """Batch after batch, one at least, until there are enough or `limit` seconds have passed."""
+    randomness = torch.Generator().manual_seed(seed)
+    count = -(-schedule.images // schedule.batch)
+    total, start = count * schedule.steps, time.monotonic()
+    batches: list[Images] = []
+    while not batches or (len(batches) < count and time.monotonic() - start < limit):
+        done = len(batches) * schedule.steps
+        size = min(schedule.batch, schedule.images - len(batches) * schedule.batch)
+        batches.append(
+            distil_batch(
+                teacher, spec, schedule, size, randomness, lambda step, done=done: progress(STAGE, done + step, total)
+            )
+        )
+    progress(STAGE, total, total)
+    return Images(torch.cat([b.pixels for b in batches]), torch.cat([b.labels for b in batches]))
+
+
+def distil_batch(
     teacher: Teacher,
     spec: ImageSpec,
-    count: int,
-    steps: int,
-    seed: int,
-    progress: Progress,
-    *,
-    what: str = "distilling images",
-    seconds: float | None = None,
-) -> list[Tensor]:
-    """`count` images in batches of at most 64; with a limit in seconds each batch ends after its share."""
-    randomness = torch.Generator().manual_seed(seed)
-    sizes = [min(BATCH, count - first) for first in range(0, count, BATCH)]
-    low, high = (torch.tensor(v, device=teacher.device).view(-1, 1, 1) for v in (spec.low, spec.high))
-    batches = []
-    for index, size in enumerate(sizes):
-        images = torch.randn(size, *spec.shape, generator=randomness).to(teacher.device)
-        images = torch.minimum(torch.maximum(images, low), high).requires_grad_(True)
-        optimizer = torch.optim.Adam([images], lr=LEARNING_RATE)
-        start = time.monotonic()
-        for step in range(steps):
-            optimizer.param_groups[0]["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
-            optimizer.zero_grad(set_to_none=True)
-            with autocast(teacher.device):
-                seen = _moved(images, randomness).contiguous(memory_format=torch.channels_last)
-                _, found = run_with_statistics(teacher.program, seen, teacher.names)
-            statistics_loss(found, teacher.statistics, "code").backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            with torch.no_grad():
-                images.copy_(torch.minimum(torch.maximum(images, low), high))
-            progress(what, index + (step + 1) / steps, len(sizes))
-            if seconds is not None and time.monotonic() - start > seconds / len(sizes):
-                progress(what, index + 1, len(sizes))
-                break
-        batches.append(images.detach())
-    return batches
+    schedule: Distillation,
+    size: int,
+    randomness: torch.Generator,
+    advance: Callable[[int], None] = lambda step: None,
+) -> Images:
+    """One batch of pixels, optimised together."""
+    device = teacher.device
+    low, high = (torch.tensor(bound, device=device).view(-1, 1, 1) for bound in (spec.low, spec.high))
+    labels = torch.randint(0, teacher.graph.num_outputs, (size,), generator=randomness).to(device)
+    noise = torch.randn(size, *spec.shape, generator=randomness).to(device)
+    x = torch.minimum(torch.maximum(noise, low), high).contiguous(memory_format=torch.channels_last)
+    x.requires_grad_(True)
+    optimizer = torch.optim.Adam([x], lr=schedule.lr)
+    for step in range(schedule.steps):
+        optimizer.param_groups[0]["lr"] = schedule.lr * 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
+        with autocast(device):
+            logits, found = run_with_statistics(teacher.program, jitter(x, schedule.shift, randomness), teacher.names)
+        loss = statistics_loss(found, teacher.statistics, "code") + schedule.label_weight * F.cross_entropy(
+            logits.float(), labels
+        )
+        if not math.isfinite(float(loss.detach())):
+            raise DivergedError(
+                f"the loss of the optimised images became {float(loss.detach())} at step {step + 1}: the network's "
+                "batch-norm statistics are damaged, or its normalisation is not the one it was trained with"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        with torch.no_grad():
+            x.clamp_(low, high)
+        advance(step + 1)
+    return Images(x.detach().cpu().contiguous(), labels.cpu())
 
 
-def _moved(images: Tensor, randomness: torch.Generator) -> Tensor:
-    """The batch shifted around its edges by a few pixels, and mirrored every other time."""
-    reach = max(1, SHIFT * images.shape[-1] // 32)
-    down, right = torch.randint(-reach, reach + 1, (2,), generator=randomness).tolist()
-    images = torch.roll(images, (down, right), (2, 3))
-    return images.flip(3) if bool(torch.randint(0, 2, (1,), generator=randomness)) else images
+def jitter(x: Tensor, shift: int, randomness: torch.Generator) -> Tensor:
+    """The batch moved by up to `shift` pixels each way, around the edge, and mirrored half of the time."""
+    down, right, mirror = torch.randint(0, 2 * shift + 1, (3,), generator=randomness).tolist()
+    moved = torch.roll(x, (down - shift, right - shift), (2, 3))
+    return moved.flip(3) if mirror % 2 else moved

@@ -96,8 +96,16 @@ class FakeQuantProgram(nn.Module):
         weight = held["weight"]
         return fake_quantize(weight, step.view(-1, *[1] * (weight.ndim - 1)), 0, -qmax, qmax)
 
-    def forward(self, x: Tensor, edit: Callable[[str, Tensor], Tensor] | None = None) -> Tensor:
-        """Normalised images -> logits of the simulated integer network; `edit` may change what a layer computed."""
+    def forward(
+        self,
+        x: Tensor,
+        visit: Callable[[str, Tensor], None] | None = None,
+        edit: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Normalised images -> logits of the simulated integer network.
+
+        `visit` sees every rounded tensor by name; `edit` may change what a layer computed before it is rounded.
+        """
         values: dict[str, Tensor] = {}
         for index, node in enumerate(self.graph.nodes):
             held = {role: self.values[self.keys[key]] for role, key in node.parameters.items()}
@@ -114,6 +122,8 @@ class FakeQuantProgram(nn.Module):
                 value = KERNELS[node.op](node, [values[name] for name in node.inputs], held)
             if node.name in self.plan.sources:
                 value = self._round(node.name, value)
+                if visit is not None:
+                    visit(node.name, value)
             values[node.name] = value
             for name in node.inputs:
                 if self.last_use[name] == index and name != self.graph.output:

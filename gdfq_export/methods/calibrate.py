@@ -21,7 +21,7 @@ def calibrate(task: Task) -> Outcome:
     settings = task.settings
     teacher = Teacher(task.captured, settings.device)
     state = start_generator(teacher, task.image, settings.schedule, settings.seed)
-    steps = train_generator(state, teacher, settings.schedule, task.progress, share=0.9)
+    steps = train_generator(state, teacher, settings.schedule, task.progress, share=0.9, checkpoint=task.checkpoint)
     quantized = quantize_with_images(task, teacher, state.model)
     return Outcome(quantized, hold_back(task, teacher, state.model), {"generator_steps": steps})
 

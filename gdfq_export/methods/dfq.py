@@ -6,6 +6,9 @@ which correction (none, analytic, empirical) agrees best with the float network.
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import torch
 
 from gdfq_export.assumed_activations import AssumedActivations, propagate
@@ -20,9 +23,10 @@ from gdfq_export.moments import Moments, batch_norm_outputs, divided, peak, shif
 from gdfq_export.passes import absorb_bias, equalize
 from gdfq_export.quantizers import weight_scales
 from gdfq_export.ranges import affines_from_ranges, observe
-from gdfq_export.synthesis import HELD_BACK_SEED, Teacher
+from gdfq_export.synthesis import Teacher
 
 SPAN = 3.0  # deviations that count as the range of a channel
+IMAGES = 128  # distilled, half of them held back
 
 
 def dfq(task: Task) -> Outcome:
@@ -32,15 +36,10 @@ def dfq(task: Task) -> Outcome:
     graph, stated = equalized_network(task)
     moments = propagate(graph, stated, task.image)
     plain = quantize_by_moments(task, graph, moments)
-    count, steps = max(1, schedule.calibration_images // 4), schedule.warmup_steps
-    seconds = None if schedule.budget_seconds is None else 0.45 * schedule.budget_seconds
-    images, held_back = (
-        torch.cat(distil_images(teacher, task.image, count, steps, seed, task.progress, what=what, seconds=seconds))
-        for seed, what in (
-            (settings.seed, "distilling images"),
-            (settings.seed + HELD_BACK_SEED, "distilling images to compare with"),
-        )
-    )
+    few = dataclasses.replace(settings.distillation, images=min(IMAGES, settings.distillation.images))
+    limit = math.inf if schedule.budget_seconds is None else 0.9 * schedule.budget_seconds
+    made = distil_images(teacher, task.image, few, settings.seed, task.progress, limit).pixels
+    images, held_back = made[::2], made[1::2]
     candidates = {
         "plain": plain,
         "analytic": correct_by_moments(plain, moments),
@@ -69,8 +68,9 @@ def equalized_network(task: Task) -> tuple[Graph, dict[str, Moments]]:
 
 def quantize_by_moments(task: Task, graph: Graph, moments: dict[str, Moments]) -> Quantized:
     """Rounds to nearest, with the ranges of normal activations instead of images."""
+    no_images = torch.empty(0)
     assumed = AssumedActivations(graph, moments)
-    ranges = observe(assumed, task.plan, [torch.empty(0)], method=task.settings.ranges)
+    ranges = observe(assumed, task.plan, [no_images], method=task.settings.ranges)
     scales = {
         layer: weight_scales(graph.parameters[graph[layer].parameters["weight"]], spec.qmax)
         for layer, spec in task.plan.weights.items()

@@ -23,7 +23,7 @@ def layer_means(quantized: Quantized, x: torch.Tensor) -> dict[str, torch.Tensor
         found[name] = value.detach().mean((0, *range(2, value.ndim)))
         return value
 
-    FakeQuantProgram(quantized, learned_steps=False)(x, keep)
+    FakeQuantProgram(quantized, learned_steps=False)(x, edit=keep)
     return found
 
 
