@@ -33,6 +33,17 @@ class Allocation:
     bits: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class Curve:
+    """The Pareto front for a report: what can be had for which cost, what was asked, and what was taken."""
+
+    unit: str
+    budget: int
+    front: Sequence[tuple[int, float]]  # cost, sensitivity
+    chosen: tuple[int, float]
+    uniform: Sequence[tuple[int, int, float]]  # bits, cost, sensitivity: all layers at one width
+
+
 def pareto_front(choices: Mapping[str, Sequence[Choice]]) -> list[Allocation]:
     """Every undominated allocation, by rising cost and falling sensitivity."""
     costs, sums = np.zeros(1, np.int64), np.zeros(1, np.float64)

@@ -53,7 +53,8 @@ def propagate(graph: Graph, known: Mapping[str, Moments], image: ImageSpec) -> d
 def quantiles(count: int = POINTS) -> Tensor:
     """Equally likely values of N(0, 1)."""
     share = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    return torch.special.ndtri(share)
+    points: Tensor = torch.special.ndtri(share)
+    return points
 
 
 def _pointwise(graph: Graph, node: Node, x: Tensor) -> Tensor:

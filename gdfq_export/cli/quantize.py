@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gdfq_export.cli.options import parse_budget, parse_floats, parse_size, read_config
+from gdfq_export.cli.options import BYTES, OPERATIONS, parse_amount, parse_budget, parse_floats, parse_size, read_config
 from gdfq_export.errors import UsageError
 
 if TYPE_CHECKING:
     from gdfq_export.pipeline import Prepared
     from gdfq_export.settings import Settings
 
-METHOD_NAMES = ("gdfq", "calibrate", "recon", "dfq")
+METHOD_NAMES = ("gdfq", "calibrate", "recon", "dfq", "zeroq", "dfqf")
 PRESETS = ("fast", "standard", "paper")
 TARGET_NAMES = ("portable", "x86-vnni", "x86-avx2", "arm64")
 INPUT_FORMATS = ("float-nchw", "uint8-nhwc")
@@ -39,6 +39,26 @@ def _one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
     return value
 
 
+def _width_budgets(
+    method: str, size: str | None, bitops: str | None, weight_bits: int | None, *, dry_run: bool
+) -> tuple[int | None, int | None]:
+    """The budgets that decide the width of each layer, in bytes and in bit operations; one of them at most."""
+    given = {"--size-budget": size, "--bitops-budget": bitops}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) == 2:
+        raise UsageError("--size-budget and --bitops-budget cannot both decide the widths: leave one of them out")
+    if names and method != "zeroq":
+        raise UsageError(f"{names[0]} needs a method that gives each layer its own width: add --method zeroq")
+    if names and weight_bits is not None:
+        raise UsageError(f"{names[0]} decides the widths of the weights: leave --weight-bits out")
+    if names and dry_run:
+        raise UsageError(f"the widths that {names[0]} leads to are only known after a run: leave --dry-run out")
+    return (
+        None if size is None else parse_amount(size, "--size-budget", "400kB or 1.5MB", BYTES),
+        None if bitops is None else parse_amount(bitops, "--bitops-budget", "2.5G", OPERATIONS),
+    )
+
+
 def quantize(
     model: Annotated[str, typer.Option(help="Name of a known network, FILE.py:FACTORY, or FILE.pt2.")],
     out: Annotated[Path, typer.Option(help="The ONNX file to write.")],
@@ -54,6 +74,12 @@ def quantize(
         float | None, typer.Option(help="Learning rate of the generator; 1e-3 if not given.")
     ] = None,
     student_lr: Annotated[float | None, typer.Option(help="Learning rate of the student; that of the preset.")] = None,
+    size_budget: Annotated[
+        str | None, typer.Option(help="zeroq: size of the file, like 400kB; each layer gets its own width.")
+    ] = None,
+    bitops_budget: Annotated[
+        str | None, typer.Option(help="zeroq: bit operations for one image, like 2.5G; each layer gets its own width.")
+    ] = None,
     ranges: Annotated[str, typer.Option(help="Activation ranges: mse (least error) or ema (moving average).")] = "mse",
     target: Annotated[str, typer.Option(help=f"Where it will run: {', '.join(TARGET_NAMES)}.")] = "portable",
     input_format: Annotated[
@@ -78,6 +104,9 @@ def quantize(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run of the same command.")] = False,
     work_dir: Annotated[
         Path | None, typer.Option(help="Where an unfinished run is saved; OUT with the ending .work if not given.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page about the run: plan, layers, images, figures (HTML).")
     ] = None,
     no_companions: Annotated[
         bool, typer.Option("--no-companions", help="Write the ONNX file only, not the PyTorch and float ones.")
@@ -118,6 +147,7 @@ def quantize(
         if width is not None and not 2 <= width <= 8:
             raise UsageError(f"{width} bits cannot be had: choose 2 to 8")
 
+    budgets = _width_budgets(method, size_budget, bitops_budget, weight_bits, dry_run=dry_run)
     if dry_run and resume:
         raise UsageError("--dry-run trains nothing, so there is nothing to --resume: leave one of them out")
 
@@ -171,6 +201,8 @@ def quantize(
         input_format="uint8-nhwc" if input_format == "uint8-nhwc" else "float-nchw",
         distillation=distillation_for(preset, loaded.input_size),
         reconstruction=reconstruction_for(preset, loaded.input_size),
+        size_budget=budgets[0],
+        bit_operations_budget=budgets[1],
         device="cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu",
     )
     if dry_run:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from gdfq_export.allocation import Curve
 from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.generator import ImageSpec
 from gdfq_export.graph import Graph
@@ -36,3 +37,4 @@ class Outcome:
     quantized: Quantized
     held_back: Tensor  # (N, C, H, W)
     figures: Mapping[str, float] = field(default_factory=dict)
+    curve: Curve | None = None  # of mixed precision
