@@ -117,6 +117,8 @@ def quantize(
 
     Beside model.onnx stand model.fakequant.pt2 (the same integers in PyTorch) and model.fp32.onnx (the float network).
     """
+    from gdfq_export.files import check_output, companions_of
+
     _one_of(method, METHOD_NAMES, "--method")
     _one_of(preset, PRESETS, "--preset")
     _one_of(target, TARGET_NAMES, "--target")
@@ -147,11 +149,11 @@ def quantize(
         if width is not None and not 2 <= width <= 8:
             raise UsageError(f"{width} bits cannot be had: choose 2 to 8")
 
+    if report is not None and report in (out, *dataclasses.astuple(companions_of(out))):
+        raise UsageError(f"--report {report} is also what another file of the run is called: choose another name")
     budgets = _width_budgets(method, size_budget, bitops_budget, weight_bits, dry_run=dry_run)
     if dry_run and resume:
         raise UsageError("--dry-run trains nothing, so there is nothing to --resume: leave one of them out")
-
-    from gdfq_export.files import check_output, companions_of
 
     if not dry_run:
         check_output(out, force=force or resume)
@@ -179,6 +181,8 @@ def quantize(
         overwrite = force or (resume and is_writing(folder))  # then they are of the run that goes on
         for path in (files.model, files.fakequant, files.fp32)[: 1 if no_companions else 3]:
             check_output(path, force=overwrite)
+        if report is not None:
+            check_output(report, force=overwrite, option="--report")
     loaded = load_model(
         model,
         weights=weights,
@@ -210,18 +214,19 @@ def quantize(
         return
     with nullcontext(silent) if as_json else progress_bars() as progress:
         work = WorkDirectory(folder, resume=resume, discard=force)
-        result = run(loaded, settings, out, companions=not no_companions, progress=progress, work=work)
+        result = run(loaded, settings, out, companions=not no_companions, progress=progress, work=work, report=report)
     if as_json:
         print(json.dumps(result))
         return
-    name = f"W{settings.bits.weight}A{settings.bits.activation}"
-    print(f"{out}: {loaded.name} as {name} by {method}, {result['file_bytes'] / 1e6:.2f} MB", end="")
+    print(f"{out}: {loaded.name} as {result['widths']} by {method}, {result['file_bytes'] / 1e6:.2f} MB", end="")
     print(f" ({result['file_bytes'] / result['fp32_bytes']:.2f} of float), {result['seconds']:.0f} s")
     print(f"agreement with the float network on held-back generated images: {result['teacher_agreement']:.1f} %")
     if loaded.weights_source == "random":
         print("weights are random (--no-pretrained): good for graph, size and latency only")
     if not no_companions:
         print(f"beside it: {files.fakequant.name} (PyTorch), {files.fp32.name} (float)")
+    if report is not None:
+        print(f"report: {report}")
     print(f"next: gdfq-export verify {out}")
 
 

@@ -77,12 +77,11 @@ def dfqf(task: Task) -> Outcome:
     student = FakeQuantProgram(calibrated, learned_steps=False).to(settings.device)
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=schedule.student_lr, momentum=0.9, nesterov=True)
-    done = 0
-    while done < schedule.steps and not (done and stopwatch.is_over()):
+    losses: list[float] = []
+    while (done := len(losses)) < schedule.steps and not (done and stopwatch.is_over()):
         seen, wanted = update_generator(generator, teacher, student, schedule)
-        update_student(student, optimizer, seen, wanted, done)
-        done += 1
-        task.progress("training generator and student against each other", done, schedule.steps)
+        losses.append(update_student(student, optimizer, seen, wanted, done))
+        task.progress("training generator and student against each other", done + 1, schedule.steps)
     task.progress("training generator and student against each other", 1, 1)
     held_back = torch.cat(images(settings.seed + HELD_BACK_SEED)).cpu()
     before = divergence(FakeQuantProgram(calibrated, learned_steps=False), teacher, held_back)
@@ -93,7 +92,8 @@ def dfqf(task: Task) -> Outcome:
         "divergence_calibrated": before,
         "divergence_trained": after,
     }
-    return Outcome(student.quantized() if after < before else calibrated, held_back, figures)
+    kept = student.quantized() if after < before else calibrated
+    return Outcome(kept, held_back, figures, traces={"divergence of the student from the teacher": losses})
 
 
 def update_generator(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -38,3 +38,4 @@ class Outcome:
     held_back: Tensor  # (N, C, H, W)
     figures: Mapping[str, float] = field(default_factory=dict)
     curve: Curve | None = None  # of mixed precision
+    traces: Mapping[str, Sequence[float]] = field(default_factory=dict)  # a quantity -> its value at every step
