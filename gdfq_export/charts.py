@@ -19,7 +19,7 @@ class Line:
 
     label: str
     points: Sequence[tuple[float, float]]
-    faint: bool = False
+    faint: bool = False  # the raw values behind the next line, in its colour
 
 
 @dataclass(frozen=True)
@@ -99,17 +99,29 @@ def chart(
         parts.append(
             f'<text x="{x + dx:.1f}" y="{HEIGHT - BOTTOM - 8}" text-anchor="{anchor}">{escape(limit[0])}</text>'
         )
-    for index, line in enumerate(lines):
+    strong = [line for line in lines if not line.faint]
+    for line, colour in zip(lines, _colours(lines), strict=True):
         path = " ".join(
             f"{x_axis.place(x):.1f},{y_axis.place(max(y, y_axis.low) if log_y else y):.1f}" for x, y in line.points
         )
-        style = f'stroke="{COLOURS[index % len(COLOURS)]}"' + (' opacity="0.3"' if line.faint else "")
-        parts.append(f'<polyline class="line" {style} points="{path}"/>')
+        parts.append(f'<polyline class="{"faint " * line.faint}line" stroke="{colour}" points="{path}"/>')
     parts += [part for mark in marks for part in _mark(mark, x_axis, y_axis)]
-    named = [(line, COLOURS[index % len(COLOURS)]) for index, line in enumerate(lines) if line.label]
-    legend = "".join(f'<span><i style="background:{colour}"></i>{escape(line.label)}</span>' for line, colour in named)
+    legend = "".join(
+        f'<span><i style="background:{colour}"></i>{escape(line.label)}</span>'
+        for line, colour in zip(lines, _colours(lines), strict=True)
+        if line.label
+    )
     drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)}">{"".join(parts)}</svg>'
-    return f'<figure class="chart">{drawing}<figcaption>{legend if len(named) > 1 else ""}</figcaption></figure>'
+    return f'<figure class="chart">{drawing}<figcaption>{legend if len(strong) > 1 else ""}</figcaption></figure>'
+
+
+def _colours(lines: Sequence[Line]) -> list[str]:
+    """One colour for each line; a faint one takes that of the line it belongs to."""
+    found, used = [], 0
+    for line in lines:
+        found.append(COLOURS[used % len(COLOURS)])
+        used += not line.faint
+    return found
 
 
 def _padded(low: float, high: float, log: bool) -> tuple[float, float]:

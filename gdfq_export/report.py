@@ -83,10 +83,11 @@ def _section(title: str, *parts: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int], name: int = 0) -> str:
-    """A table of cells that are HTML already; `numbers` are the columns to align to the right."""
+    """A table of cells that are HTML already; the columns of `numbers` stand to the right."""
 
     def kind(index: int) -> str:
-        return ' class="n"' if index in numbers else ' class="name"' if index == name else ""
+        last = index == len(head) - 1
+        return ' class="n"' if index in numbers else ' class="name"' if index == name else "" if last else ' class="w"'
 
     top = "".join(f"<th{' class=n' if i in numbers else ''}>{escape(text)}</th>" for i, text in enumerate(head))
     body = "".join(
@@ -210,8 +211,8 @@ def _layers(model: IntegerModel, quantized: Quantized) -> str:
     report = model.report
     note = (
         f'<p class="soft">For <code>{escape(report.target)}</code> {report.channels_changed:,} channels were changed '
-        f"so that no product saturates, and {report.scales_nudged:,} scales of sums grew by {report.largest_nudge:.2%} at "
-        "most so that all processors round alike.</p>"
+        f"so that no product saturates, and {report.scales_nudged:,} scales of sums grew by up to "
+        f"{report.largest_nudge:.2%} so that all processors round alike.</p>"
     )
     return _section("Layers", note, _table(head, rows, numbers=(3, 4, 7)))
 
