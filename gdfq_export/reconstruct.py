@@ -40,6 +40,7 @@ from gdfq_export.stopwatch import Stopwatch
 STAGE = "reconstructing blocks"
 BLOCKS_STAGE = "blocks"
 SEEDS = 1_000_003  # between the seeds of two runs lie those of their blocks
+POOL = 1 << 22
 TIMED = 5  # steps after which a block knows how long they take
 STRETCH = 0.1  # h reaches 0 and 1 at finite v
 FIRST_BETA, LAST_BETA = 20.0, 2.0
@@ -89,6 +90,48 @@ def largest_step(members: Sequence[TensorSpec], affine: Affine) -> float:
     return max(affine.scale, min([*above, *below], default=math.inf))
 
 
+class Dropping:
+    """Decides at random which values are rounded: windows into one pool of zeros and ones, laid out like the values.
+
+    Numbers instead of booleans, and `lerp` instead of `where`: those are vectorized.
+    """
+
+    def __init__(self, keep: float, randomness: torch.Generator) -> None:
+        self.randomness = randomness
+        self.pool = torch.rand(POOL, generator=randomness).lt_(keep)
+
+    def kept(self, like: Tensor) -> Tensor:
+        """Of the shape and memory layout of a dense tensor, each 1 with probability `keep`."""
+        size = like.numel()
+        pool = self.pool if size <= POOL // 2 else self.pool.repeat(2 * size // POOL + 1)
+        offset = int(torch.randint(0, len(pool) - size + 1, (1,), generator=self.randomness))
+        return pool[offset : offset + size].as_strided(like.shape, like.stride(), offset)
+
+    def mix(self, rounded: Tensor, exact: Tensor) -> Tensor:
+        """Each element from `rounded` where it is kept, from `exact` otherwise."""
+        return torch.lerp(exact, rounded, self.kept(rounded))
+
+
+class _RoundKept(torch.autograd.Function):
+    """Fake quantization of the values that are kept; the others pass. Gradients as in `fakequant`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: int, qmax: int, kept: Tensor) -> Tensor:
+        """`scale` is a scalar."""
+        ratio = x / scale
+        codes = torch.round(ratio).clamp_(-zero_point, qmax - zero_point)
+        inside = (codes - ratio).abs_().le_(0.5)  # 0 or 1
+        slope = torch.addcmul(codes, ratio, inside, value=-1).mul_(kept)
+        ctx.save_for_backward(inside.sub_(1).mul_(kept).add_(1), slope)
+        return torch.lerp(x, codes.mul_(scale), kept)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients for x and the scale."""
+        passes, slope = ctx.saved_tensors
+        return gradients[0] * passes, (gradients[0] * slope).sum(), None, None, None
+
+
 class BlockProgram(nn.Module):
     """A block whose rounding is learned."""
 
@@ -133,19 +176,22 @@ class BlockProgram(nn.Module):
             scale = (scale * self.steps[self.own[group]].exp()).clamp(max=self.limits[group])
         return scale
 
-    def _round(self, spec: TensorSpec, value: Tensor) -> Tensor:
-        scale = self.step(spec.group) * spec.factor
-        return fake_quantize(value, scale, self.affines[spec.group].zero_point, 0, spec.qmax)
+    def _round(self, spec: TensorSpec, value: Tensor, dropping: Dropping | None) -> Tensor:
+        scale, zero_point = self.step(spec.group) * spec.factor, self.affines[spec.group].zero_point
+        if dropping is None:
+            return fake_quantize(value, scale, zero_point, 0, spec.qmax)
+        value = value if value.is_contiguous() else value.contiguous(memory_format=torch.channels_last)
+        kept = dropping.kept(value)
+        return torch.as_tensor(_RoundKept.apply(value, scale, zero_point, spec.qmax, kept))  # type: ignore[no-untyped-call]
 
     def forward(
         self,
         inputs: Mapping[str, Tensor],
         *,
-        keep: float = 1.0,
-        randomness: torch.Generator | None = None,
+        dropping: Dropping | None = None,
         hard: bool = False,
     ) -> dict[str, Tensor]:
-        """The block's outputs; each rounding of an activation happens with probability `keep`."""
+        """The block's outputs; `dropping` decides which activations are rounded, without it all of them are."""
         values = dict(inputs)
         for node in self.block.nodes:
             held = dict(self.held[node.name])
@@ -157,8 +203,7 @@ class BlockProgram(nn.Module):
             arguments = [values[name] for name in node.inputs]
             value = values[INPUT] if node.op == INPUT else KERNELS[node.op](node, arguments, held)
             if node.name in self.plan.sources:
-                rounded = self._round(self.plan.tensors[node.name], value)
-                value = rounded if randomness is None else mix(rounded, value, keep, randomness)
+                value = self._round(self.plan.tensors[node.name], value, dropping)
             values[node.name] = value
         return {name: values[name] for name in self.block.outputs}
 
@@ -280,6 +325,7 @@ def train_block(
 ) -> Iterator[float]:
     """Trains one block; yields the share that is done after each step. Few seconds mean fewer steps."""
     start, steps, step = time.monotonic(), schedule.steps, 0
+    dropping = Dropping(schedule.keep, randomness)
     roundings = program.roundings()
     groups = [
         {"params": [r.v for r in roundings], "lr": schedule.rounding_lr},
@@ -296,12 +342,11 @@ def train_block(
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         chosen = torch.randint(0, count, (schedule.batch,), generator=randomness)
         inputs = {
-            name: mix(data.rounded[name][chosen], data.exact[name][chosen], schedule.keep, randomness)
-            for name in program.block.inputs
+            name: dropping.mix(data.rounded[name][chosen], data.exact[name][chosen]) for name in program.block.inputs
         }
         if program.block.nodes[0].op == INPUT:
             inputs[INPUT] = data.exact[INPUT][chosen]
-        found = program(inputs, keep=schedule.keep, randomness=randomness)
+        found = program(inputs, dropping=dropping)
         loss = torch.stack(
             [(value - data.targets[name][chosen]).square().sum(1).mean() for name, value in found.items()]
         ).sum()
@@ -320,13 +365,6 @@ def train_block(
         optimizer.step()
         step += 1
         yield step / steps
-
-
-def mix(rounded: Tensor, exact: Tensor, keep: float, randomness: torch.Generator) -> Tensor:
-    """Each element from `rounded` with probability `keep`, from `exact` otherwise."""
-    if keep >= 1:
-        return rounded
-    return torch.where(torch.rand(rounded.shape, generator=randomness) < keep, rounded, exact)
 
 
 @torch.no_grad()
