@@ -51,8 +51,8 @@ class Reconstruction:
     steps: int  # a block
     batch: int = 32
     rounding_lr: float = 1e-2
-    scale_lr: float = 1e-3
-    bias_lr: float = 1e-3
+    scale_lr: float = 5e-3
+    bias_lr: float = 3e-3
     keep: float = 0.5  # probability that an activation is rounded
     warmup: float = 0.2  # share of the steps before rounding must decide
     decide: float = 0.01  # weight of the rounding regulariser
