@@ -7,22 +7,22 @@ which correction (none, analytic, empirical) agrees best with the float network.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import torch
 
 from gdfq_export.assumed_activations import AssumedActivations, propagate
 from gdfq_export.bias_correction import correct_by_images, correct_by_moments
-from gdfq_export.distilled import distil_images
 from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.graph import Graph
 from gdfq_export.lower import Quantized
 from gdfq_export.methods.gdfq import divergence
+from gdfq_export.methods.recon import make_images
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.moments import Moments, batch_norm_outputs, divided, peak, shifted
 from gdfq_export.passes import absorb_bias, equalize
 from gdfq_export.quantizers import weight_scales
 from gdfq_export.ranges import affines_from_ranges, observe
+from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
 SPAN = 3.0  # deviations that count as the range of a channel
@@ -31,14 +31,14 @@ IMAGES = 128  # distilled, half of them held back
 
 def dfq(task: Task) -> Outcome:
     """Quantizes the equalized network without images, then picks the bias correction with the least divergence."""
-    settings, schedule = task.settings, task.settings.schedule
+    settings = task.settings
     teacher = Teacher(task.captured, settings.device)
     graph, stated = equalized_network(task)
     moments = propagate(graph, stated, task.image)
     plain = quantize_by_moments(task, graph, moments)
     few = dataclasses.replace(settings.distillation, images=min(IMAGES, settings.distillation.images))
-    limit = math.inf if schedule.budget_seconds is None else 0.9 * schedule.budget_seconds
-    made = distil_images(teacher, task.image, few, settings.seed, task.progress, limit).pixels
+    asked = dataclasses.replace(task, settings=dataclasses.replace(settings, distillation=few))
+    made = make_images(asked, teacher, Stopwatch(settings.schedule.budget_seconds)).pixels
     images, held_back = made[::2], made[1::2]
     candidates = {
         "plain": plain,

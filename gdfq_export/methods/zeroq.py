@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from gdfq_export.allocation import Allocation, Curve, pareto_front, within
-from gdfq_export.distilled import distil_images
 from gdfq_export.errors import UsageError
 from gdfq_export.file_size import bytes_beside_weights
 from gdfq_export.integer import IntegerModel
 from gdfq_export.lower import TARGETS, Quantized, integer_model_from_quantized
 from gdfq_export.methods.calibrate import quantize_to_nearest
+from gdfq_export.methods.recon import make_images, split
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.ops import LAYERS
 from gdfq_export.plan import with_weight_bits
 from gdfq_export.sensitivity import WIDTHS, Sensitivity, bit_operations_of, bytes_of, measure, widths_worth_asking
+from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
-HELD_BACK = 8  # one image of so many is fitted to by nothing
 SENSITIVITY_IMAGES = 64
 
 
@@ -36,13 +36,11 @@ def zeroq(task: Task) -> Outcome:
     settings = task.settings
     teacher = Teacher(task.captured, settings.device)
     unlabelled = dataclasses.replace(settings.distillation, label_weight=0.0)
-    seconds = settings.schedule.budget_seconds
-    limit = math.inf if seconds is None else 0.7 * seconds
-    made = distil_images(teacher, task.image, unlabelled, settings.seed, task.progress, limit).pixels
-    held_back, images = made[::HELD_BACK], made[torch.arange(len(made)) % HELD_BACK != 0]
+    asked = dataclasses.replace(task, settings=dataclasses.replace(settings, distillation=unlabelled))
+    images, held_back = split(make_images(asked, teacher, Stopwatch(settings.schedule.budget_seconds)))
     batches = torch.split(images, settings.schedule.batch)
     quantized = quantize_to_nearest(task, batches)
-    figures: dict[str, float] = {"images": len(made)}
+    figures: dict[str, float] = {"images": len(images) + len(held_back)}
     if settings.size_budget is None and settings.bit_operations_budget is None:
         return Outcome(quantized, held_back, figures)
     curve, chosen = allocate(task, quantized, images[:SENSITIVITY_IMAGES], held_back)

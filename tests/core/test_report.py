@@ -137,14 +137,11 @@ def test_the_widths_are_a_span_where_layers_differ() -> None:
 def test_the_contact_sheet_holds_the_images_themselves(channels: int) -> None:
     half = [0.5] * channels
     codes = torch.arange(3 * channels * 16).reshape(3, channels, 4, 4) % 256
-    sheet = Image.open(
-        io.BytesIO(contact_sheet((codes / 255 - 0.5) / 0.5, image_spec((channels, 4, 4), half, half), 2))
-    )
+    spec = image_spec((channels, 4, 4), half, half)
+    sheet = Image.open(io.BytesIO(contact_sheet((codes / 255 - 0.5) / 0.5, spec, 2)))
     assert sheet.size == (10, 10)  # two across with a gap of two pixels, two rows
     pixels = np.asarray(sheet)
-    wanted = (
-        codes.expand(3, 3, 4, 4).permute(0, 2, 3, 1).numpy() if channels == 1 else codes.permute(0, 2, 3, 1).numpy()
-    )
+    wanted = codes.expand(3, 3, 4, 4).permute(0, 2, 3, 1).numpy()  # gray is shown as three equal channels
     assert (pixels[:4, 6:, :3] == wanted[1]).all()
     assert (pixels[6:, :4, :3] == wanted[2]).all()
     assert (pixels[6:, 6:, 3] == 0).all()  # nothing where there is no fourth image
