@@ -1,4 +1,4 @@
-"""Mixed precision: one width for each layer, so that the sum of sensitivities is least within a budget (ZeroQ, eq. 5).
+"""Mixed precision: one width for each layer, so that the sum of sensitivities is least within a budget (ZeroQ).
 
     min over widths   sum_l sensitivity_l(width_l)       subject to   sum_l cost_l(width_l) <= budget
 

@@ -1,4 +1,4 @@
-"""Bias correction (DFQ, Nagel et al. 2019, section 4.2): rounded weights move a layer's mean, the bias moves it back.
+"""Bias correction (DFQ, Nagel et al. 2019): rounded weights move a layer's mean, the bias moves it back.
 
 e = W_hat - W                                        error of the rounded weights
 analytic    b' = b - e E[x]                          E[x] by the statistics of batch norm

@@ -1,6 +1,6 @@
 """What one layer's rounding does to the network's answer, and what its width costs (ZeroQ, Cai et al. 2020).
 
-sensitivity_l(k) = mean over images of KL(M(x) || M(x) with layer l's weights at k bits)                     eq. 4
+sensitivity_l(k) = mean over images of KL(M(x) || M(x) with layer l's weights at k bits)
 bit operations   = multiplications * bits of the weights * bits of the activations that they meet
 """
 

@@ -1,4 +1,4 @@
-"""High bias absorption (DFQ, Nagel et al. 2019, eq. 15-16): moves what a channel always exceeds into the next layer.
+"""High bias absorption (DFQ, Nagel et al. 2019): moves what a channel always exceeds into the next layer.
 
     relu(W1 x + b1 - c) = relu(W1 x + b1) - c      where W1 x + b1 >= c >= 0
     b1' = b1 - c,   b2' = b2 + W2 c                 c = max(0, mean - 3 std), by the statistics of batch norm
