@@ -50,7 +50,7 @@ class Reconstruction:
 
     steps: int  # a block
     batch: int = 32
-    rounding_lr: float = 1e-2
+    rounding_lr: float = 0.1
     scale_lr: float = 5e-3
     bias_lr: float = 3e-3
     keep: float = 0.5  # probability that an activation is rounded
