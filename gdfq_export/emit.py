@@ -30,6 +30,11 @@ BATCH = "batch"
 PACKED_BITS = 4
 
 
+def weight_bytes(count: int, bits: int) -> int:
+    """Bytes that so many weights of one layer take in the file."""
+    return (count + 1) // 2 if bits <= PACKED_BITS else count
+
+
 class _Emitter:
     """The builder together with what each tensor is called so far."""
 

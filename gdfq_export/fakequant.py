@@ -96,8 +96,16 @@ class FakeQuantProgram(nn.Module):
         weight = held["weight"]
         return fake_quantize(weight, step.view(-1, *[1] * (weight.ndim - 1)), 0, -qmax, qmax)
 
-    def forward(self, x: Tensor, visit: Callable[[str, Tensor], None] | None = None) -> Tensor:
-        """Normalised images -> logits of the simulated integer network; `visit` sees every rounded tensor by name."""
+    def forward(
+        self,
+        x: Tensor,
+        visit: Callable[[str, Tensor], None] | None = None,
+        edit: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Normalised images -> logits of the simulated integer network.
+
+        `visit` sees every rounded tensor by name; `edit` may change what a layer computed before it is rounded.
+        """
         values: dict[str, Tensor] = {}
         for index, node in enumerate(self.graph.nodes):
             held = {role: self.values[self.keys[key]] for role, key in node.parameters.items()}
@@ -109,6 +117,7 @@ class FakeQuantProgram(nn.Module):
                     value = nn.functional.linear(source, weight, held.get("bias"))
                 else:
                     value = convolve(node, source, weight, held.get("bias"))
+                value = value if edit is None else edit(node.name, value)
             else:
                 value = KERNELS[node.op](node, [values[name] for name in node.inputs], held)
             if node.name in self.plan.sources:

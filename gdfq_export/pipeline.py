@@ -37,6 +37,7 @@ from gdfq_export.plan import Plan, make_plan, quantized_part, with_endings, with
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress, silent
 from gdfq_export.provenance import golden_vectors, stamp, stamp_input
+from gdfq_export.report import report_html, widths_of
 from gdfq_export.settings import InputFormat, Settings
 from gdfq_export.simulation import SimulationGap, compare_simulation
 
@@ -117,8 +118,10 @@ def teacher_agreement(program: IntegerProgram, teacher: FloatProgram, images: Te
     return 100 * same / len(images)
 
 
-def write_files(exported: Exported, settings: Settings, out: Path, *, companions: bool) -> dict[str, Any]:
-    """Writes the ONNX file and its companions, each whole or not at all; returns the facts about them."""
+def write_files(
+    exported: Exported, settings: Settings, out: Path, *, companions: bool, report: Path | None = None
+) -> dict[str, Any]:
+    """Writes the ONNX file, its companions and the report, each whole or not at all; returns the facts about them."""
     files = companions_of(out)
     checksum = None
     float_graph = with_endings(exported.prepared.folded, exported.prepared.endings)
@@ -138,8 +141,12 @@ def write_files(exported: Exported, settings: Settings, out: Path, *, companions
         stamp(model, facts, golden_vectors(exported.program, exported.outcome.held_back) if exact else None)
         onnx.checker.check_model(model, full_check=True)
         data = model.SerializeToString(deterministic=True)
+        sizes = {"file_bytes": len(data), "fp32_bytes": len(fp32), "sha256": hashlib.sha256(data).hexdigest()}
+        if report is not None:
+            page = report_html(exported, settings, sizes)
+            stack.enter_context(atomic_path(report)).write_text(page, encoding="utf-8")
         stack.enter_context(atomic_path(out)).write_bytes(data)
-    return {"file_bytes": len(data), "fp32_bytes": len(fp32), "sha256": hashlib.sha256(data).hexdigest()}
+    return sizes
 
 
 def program_bytes(program: IntegerProgram) -> bytes:
@@ -233,6 +240,7 @@ def run(
     companions: bool = True,
     progress: Progress = silent,
     work: WorkDirectory | None = None,
+    report: Path | None = None,
 ) -> dict[str, Any]:
     """The whole way from a loaded network to the files; returns what `quantize --json` prints."""
     start = time.monotonic()
@@ -250,11 +258,12 @@ def run(
     checkpoint.save(WRITING, {})
     for path in dataclasses.astuple(companions_of(out)):
         remove_leftovers(path)
-    facts = write_files(exported, settings, out, companions=companions)
+    facts = write_files(exported, settings, out, companions=companions, report=report)
     checkpoint.remove()
     return {
         "out": str(out),
         "bits": {"weight": settings.bits.weight, "activation": settings.bits.activation},
+        "widths": widths_of(exported.integer),
         "method": settings.method,
         "seconds": round(time.monotonic() - start, 1),
         **facts,

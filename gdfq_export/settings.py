@@ -72,6 +72,8 @@ class Settings:
     input_format: InputFormat = "float-nchw"
     distillation: Distillation = Distillation(images=256, batch=256, steps=150)
     reconstruction: Reconstruction = Reconstruction(steps=300)
+    size_budget: int | None = None  # bytes of the file; the widths of weights follow
+    bit_operations_budget: int | None = None
 
 
 def is_large(shape: tuple[int, ...]) -> bool:
