@@ -38,6 +38,7 @@ from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress, silent
 from gdfq_export.provenance import golden_vectors, stamp, stamp_input
 from gdfq_export.settings import InputFormat, Settings
+from gdfq_export.simulation import SimulationGap, compare_simulation
 
 logger = logging.getLogger(__name__)
 VERSIONED = ("torch", "onnx", "numpy", "pytorchcv")
@@ -64,6 +65,7 @@ class Exported:
     integer: IntegerModel
     program: IntegerProgram
     agreement: float  # top-1 agreement with the float network on held-back images, in percent
+    simulation: SimulationGap  # what training saw, against what is exported
 
 
 def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
@@ -97,12 +99,12 @@ def quantize_model(
     outcome = METHODS[settings.method](task)
     integer = integer_model_from_quantized(outcome.quantized, TARGETS[settings.target])
     integer = dataclasses.replace(integer, graph=with_endings(integer.graph, prepared.endings))
-    agreement = teacher_agreement(
-        IntegerProgram(integer).eval(), FloatProgram(prepared.folded), outcome.held_back, progress
-    )
+    program = IntegerProgram(integer).eval()
+    agreement = teacher_agreement(program, FloatProgram(prepared.folded), outcome.held_back, progress)
+    simulation = compare_simulation(outcome.quantized, program, outcome.held_back)
     if settings.input_format == "uint8-nhwc":
         integer = with_pixel_input(integer, prepared.loaded.mean, prepared.loaded.std)
-    return Exported(prepared, outcome, integer, IntegerProgram(integer).eval(), agreement)
+    return Exported(prepared, outcome, integer, IntegerProgram(integer).eval(), agreement, simulation)
 
 
 @torch.no_grad()
@@ -191,6 +193,7 @@ def provenance(exported: Exported, settings: Settings, fakequant_sha256: str | N
         },
         "figures": dict(exported.outcome.figures),
         "teacher_agreement": exported.agreement,
+        "simulation": exported.simulation.to_json(),
         "input": input_facts(loaded, settings.input_format),
         "output_step": output_step(exported.integer),
         "float_ending": bool(exported.prepared.endings),
@@ -256,6 +259,7 @@ def run(
         "seconds": round(time.monotonic() - start, 1),
         **facts,
         "teacher_agreement": exported.agreement,
+        "simulation": exported.simulation.to_json(),
         "weights_source": loaded.weights_source,
         "target": settings.target,
         "weights_changed_for_target": exported.integer.report.weights_changed,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gdfq_export.pipeline import Prepared
     from gdfq_export.settings import Settings
 
-METHOD_NAMES = ("gdfq", "calibrate")
+METHOD_NAMES = ("gdfq", "calibrate", "recon")
 PRESETS = ("fast", "standard", "paper")
 TARGET_NAMES = ("portable", "x86-vnni", "x86-avx2", "arm64")
 INPUT_FORMATS = ("float-nchw", "uint8-nhwc")
@@ -137,7 +137,7 @@ def quantize(
     from gdfq_export.pipeline import prepare, run
     from gdfq_export.plan import BitWidths
     from gdfq_export.progress import progress_bars, silent
-    from gdfq_export.settings import Settings, schedule_for
+    from gdfq_export.settings import Settings, distillation_for, reconstruction_for, schedule_for
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda needs a GPU and a CUDA build of PyTorch, and neither is here: use --device cpu")
@@ -169,6 +169,8 @@ def quantize(
         target=target,
         seed=seed,
         input_format="uint8-nhwc" if input_format == "uint8-nhwc" else "float-nchw",
+        distillation=distillation_for(preset, loaded.input_size),
+        reconstruction=reconstruction_for(preset, loaded.input_size),
         device="cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu",
     )
     if dry_run:
