@@ -19,6 +19,8 @@ class Ablations:
     alternating: bool = True  # Table 6: otherwise the generator is trained first, and then stays as it is
     stop_threshold: float | None = None  # Table 7: percent of images recognised at which the generator stops
 
+    keep_better: bool = True  # of the calibrated and the trained student; otherwise the trained one, as the paper does
+
     def __post_init__(self) -> None:
         if not self.student_cross_entropy and not self.distillation:
             raise UsageError(
@@ -53,6 +55,7 @@ class Ablations:
             "--moving-statistics": not self.fixed_statistics,
             "--separate": not self.alternating,
             "--stop-threshold": self.stop_threshold is not None,
+            "--keep-trained": not self.keep_better,
         }
         return [name for name, on in used.items() if on]
 

@@ -1,9 +1,9 @@
 """Where to clip a tensor, from the histogram of its values (GDFQ, Table 5).
 
-    mse         least  sum |x - x_hat|^p
-    aciq        the minimum of the expected squared error of a Gaussian or a Laplacian, in closed form
-    kl          least  KL(P || Q), P the histogram with its tails in the outermost bins, Q what its codes tell of it
-    percentile  all but one value in ten thousand at either end
+mse         least  sum |x - x_hat|^p
+aciq        the minimum of the expected squared error of a Gaussian or a Laplacian, in closed form
+kl          least  KL(P || Q), P the histogram with its tails in the outermost bins, Q what its codes tell of it
+percentile  all but one value in ten thousand at either end
 """
 
 from __future__ import annotations
