@@ -120,7 +120,8 @@ def schedule_for(preset: str, shape: tuple[int, ...]) -> Schedule:
 
 def with_budget(schedule: Schedule, seconds: float) -> Schedule:
     """Time instead of steps: a warm-up of the paper's length at most, then as many turns as there is time for."""
-    return dataclasses.replace(schedule, warmup_steps=max(schedule.warmup_steps, 800), budget_seconds=seconds)
+    warmup, steps = max(schedule.warmup_steps, 800), max(schedule.steps, 10)  # ten show how long one takes
+    return dataclasses.replace(schedule, warmup_steps=warmup, steps=steps, budget_seconds=seconds)
 
 
 def with_reading(schedule: Schedule, reading: Reading) -> Schedule:
