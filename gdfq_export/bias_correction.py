@@ -42,14 +42,23 @@ def correct_by_images(quantized: Quantized, images: Tensor) -> Quantized:
         name: value.mean((0, *range(2, value.ndim)))
         for name, value in run_taps(FloatProgram(quantized.graph), images, quantized.plan.weights).items()
     }
-    shifts: dict[str, Tensor] = {}
+    program = _Corrected(quantized, wanted)
+    program(images)
+    return _with_shifts(quantized, program.shifts)
 
-    def correct(name: str, value: Tensor) -> Tensor:
-        shifts[name] = value.mean((0, *range(2, value.ndim))) - wanted[name]
-        return value - shifts[name].view(-1, *[1] * (value.ndim - 2))
 
-    FakeQuantProgram(quantized, learned_steps=False)(images, edit=correct)
-    return _with_shifts(quantized, shifts)
+class _Corrected(FakeQuantProgram):
+    """Moves the mean of each layer's output to the wanted one, and remembers by how much."""
+
+    def __init__(self, quantized: Quantized, wanted: Mapping[str, Tensor]) -> None:
+        super().__init__(quantized, learned_steps=False)
+        self.wanted = wanted
+        self.shifts: dict[str, Tensor] = {}
+
+    def finish_layer(self, name: str, value: Tensor) -> Tensor:
+        """The layer's result with the wanted mean."""
+        self.shifts[name] = value.mean((0, *range(2, value.ndim))) - self.wanted[name]
+        return value - self.shifts[name].view(-1, *[1] * (value.ndim - 2))
 
 
 def _with_shifts(quantized: Quantized, shifts: Mapping[str, Tensor]) -> Quantized:

@@ -96,16 +96,12 @@ class FakeQuantProgram(nn.Module):
         weight = held["weight"]
         return fake_quantize(weight, step.view(-1, *[1] * (weight.ndim - 1)), 0, -qmax, qmax)
 
-    def forward(
-        self,
-        x: Tensor,
-        visit: Callable[[str, Tensor], None] | None = None,
-        edit: Callable[[str, Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """Normalised images -> logits of the simulated integer network.
+    def finish_layer(self, name: str, value: Tensor) -> Tensor:
+        """What happens to a layer's result before it is rounded: nothing, while batch norm is folded."""
+        return value
 
-        `visit` sees every rounded tensor by name; `edit` may change what a layer computed before it is rounded.
-        """
+    def forward(self, x: Tensor, visit: Callable[[str, Tensor], None] | None = None) -> Tensor:
+        """Normalised images -> logits of the simulated integer network; `visit` sees every rounded tensor by name."""
         values: dict[str, Tensor] = {}
         for index, node in enumerate(self.graph.nodes):
             held = {role: self.values[self.keys[key]] for role, key in node.parameters.items()}
@@ -117,7 +113,7 @@ class FakeQuantProgram(nn.Module):
                     value = nn.functional.linear(source, weight, held.get("bias"))
                 else:
                     value = convolve(node, source, weight, held.get("bias"))
-                value = value if edit is None else edit(node.name, value)
+                value = self.finish_layer(node.name, value)
             else:
                 value = KERNELS[node.op](node, [values[name] for name in node.inputs], held)
             if node.name in self.plan.sources:

@@ -37,11 +37,13 @@ from gdfq_export.plan import Plan, make_plan, quantized_part, with_endings, with
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress, silent
 from gdfq_export.provenance import golden_vectors, stamp, stamp_input
+from gdfq_export.real_images import RealImages
 from gdfq_export.report import report_html, widths_of
 from gdfq_export.settings import InputFormat, Settings
 from gdfq_export.simulation import SimulationGap, compare_simulation
 
 logger = logging.getLogger(__name__)
+NO_IMAGES = RealImages()
 VERSIONED = ("torch", "onnx", "numpy", "pytorchcv")
 
 
@@ -91,12 +93,16 @@ def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
 
 
 def quantize_model(
-    prepared: Prepared, settings: Settings, progress: Progress = silent, checkpoint: Checkpoint | None = None
+    prepared: Prepared,
+    settings: Settings,
+    progress: Progress = silent,
+    checkpoint: Checkpoint | None = None,
+    real: RealImages = NO_IMAGES,
 ) -> Exported:
     """Runs the method and lowers what it returns; deterministic for a seed on one machine."""
     torch.manual_seed(settings.seed)
     checkpoint = checkpoint or Checkpoint()
-    task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, progress, checkpoint)
+    task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, progress, checkpoint, real)
     outcome = METHODS[settings.method](task)
     integer = integer_model_from_quantized(outcome.quantized, TARGETS[settings.target])
     integer = dataclasses.replace(integer, graph=with_endings(integer.graph, prepared.endings))
@@ -220,16 +226,24 @@ def output_step(model: IntegerModel) -> float:
     return float((source.scale * model.layers[last].scale).min())
 
 
-def run_facts(prepared: Prepared, settings: Settings) -> dict[str, Any]:
+def run_facts(prepared: Prepared, settings: Settings, real: RealImages = NO_IMAGES) -> dict[str, Any]:
     """Everything that decides the bytes of the result, by name; a saved state fits only a run with the same."""
     digest = hashlib.sha256()
     for key, value in sorted(prepared.captured.parameters.items()):
         digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    facts: dict[str, Any] = {"model": prepared.loaded.name}
-    for name, value in dataclasses.asdict(settings).items():
-        facts |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+    facts = {"model": prepared.loaded.name, **_flat(dataclasses.asdict(settings), "")}
+    for name, source in (("calibration_data", real.calibration), ("real_data", real.training)):
+        facts[name] = None if source is None else f"{source.name} ({len(source)} images)"
     facts |= {"weights": digest.hexdigest(), "threads": torch.get_num_threads(), "tool": __version__}
     return {**facts, "torch": torch.__version__}
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def run(
@@ -241,13 +255,14 @@ def run(
     progress: Progress = silent,
     work: WorkDirectory | None = None,
     report: Path | None = None,
+    real: RealImages = NO_IMAGES,
 ) -> dict[str, Any]:
     """The whole way from a loaded network to the files; returns what `quantize --json` prints."""
     start = time.monotonic()
     prepared = prepare(loaded, settings)
-    checkpoint = open_checkpoint(work, run_facts(prepared, settings)) if work else Checkpoint()
+    checkpoint = open_checkpoint(work, run_facts(prepared, settings, real)) if work else Checkpoint()
     try:
-        exported = quantize_model(prepared, settings, progress, checkpoint)
+        exported = quantize_model(prepared, settings, progress, checkpoint, real)
     except DivergedError as error:
         if work is None:
             raise

@@ -8,11 +8,13 @@ import logging
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gdfq_export.ablations import Ablations
 from gdfq_export.cli.options import BYTES, OPERATIONS, parse_amount, parse_budget, parse_floats, parse_size, read_config
+from gdfq_export.cli.switches import PANEL, check_switches
 from gdfq_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +25,8 @@ METHOD_NAMES = ("gdfq", "calibrate", "recon", "dfq", "zeroq", "dfqf")
 PRESETS = ("fast", "standard", "paper")
 TARGET_NAMES = ("portable", "x86-vnni", "x86-avx2", "arm64")
 INPUT_FORMATS = ("float-nchw", "uint8-nhwc")
-RANGE_NAMES = ("mse", "ema")
+RANGE_NAMES = ("mse", "aciq", "kl", "ema", "percentile", "learned")
+READINGS = ("paper", "code")
 
 
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -80,7 +83,44 @@ def quantize(
     bitops_budget: Annotated[
         str | None, typer.Option(help="zeroq: bit operations for one image, like 2.5G; each layer gets its own width.")
     ] = None,
-    ranges: Annotated[str, typer.Option(help="Activation ranges: mse (least error) or ema (moving average).")] = "mse",
+    ranges: Annotated[str, typer.Option(help=f"How activation ranges are found: {', '.join(RANGE_NAMES)}.")] = "mse",
+    reading: Annotated[
+        str | None,
+        typer.Option(help="Losses as the paper prints them or as its authors' code has them; that of the preset."),
+    ] = None,
+    calibration_data: Annotated[
+        Path | None, typer.Option(help="Folder of real images to find ranges with, in place of generated ones.")
+    ] = None,
+    real_data: Annotated[
+        Path | None, typer.Option(help="Folder of labelled real images to train on: the upper bound, not data-free.")
+    ] = None,
+    no_generator_ce: Annotated[
+        bool, typer.Option("--no-generator-ce", help="No cross-entropy for the generator.", rich_help_panel=PANEL)
+    ] = False,
+    no_generator_bns: Annotated[
+        bool, typer.Option("--no-generator-bns", help="No batch-norm statistics loss.", rich_help_panel=PANEL)
+    ] = False,
+    no_student_ce: Annotated[
+        bool, typer.Option("--no-student-ce", help="No cross-entropy for the student.", rich_help_panel=PANEL)
+    ] = False,
+    no_student_kd: Annotated[
+        bool, typer.Option("--no-student-kd", help="No distillation.", rich_help_panel=PANEL)
+    ] = False,
+    moving_statistics: Annotated[
+        bool,
+        typer.Option("--moving-statistics", help="Batch-norm statistics move in training.", rich_help_panel=PANEL),
+    ] = False,
+    separate: Annotated[
+        bool, typer.Option("--separate", help="Train the generator first, then the student.", rich_help_panel=PANEL)
+    ] = False,
+    stop_threshold: Annotated[
+        float | None,
+        typer.Option(help="Stop the generator when it is recognised this often, in percent.", rich_help_panel=PANEL),
+    ] = None,
+    keep_trained: Annotated[
+        bool,
+        typer.Option("--keep-trained", help="Keep the student even where it agrees less.", rich_help_panel=PANEL),
+    ] = False,
     target: Annotated[str, typer.Option(help=f"Where it will run: {', '.join(TARGET_NAMES)}.")] = "portable",
     input_format: Annotated[
         str, typer.Option(help="float-nchw, or uint8-nhwc: bytes as a camera gives them, normalised in the graph.")
@@ -133,6 +173,19 @@ def quantize(
         raise UsageError(f"--seed {seed} is negative: give 0 or more")
     if bits is not None and weight_bits is not None and act_bits is not None:
         raise UsageError("--bits says the same as --weight-bits and --act-bits together: leave one of them out")
+    if reading is not None:
+        _one_of(reading, READINGS, "--reading")
+    ablations = Ablations(
+        generator_cross_entropy=not no_generator_ce,
+        generator_statistics=not no_generator_bns,
+        student_cross_entropy=not no_student_ce,
+        distillation=not no_student_kd,
+        fixed_statistics=not moving_statistics,
+        alternating=not separate,
+        stop_threshold=stop_threshold,
+        keep_better=not keep_trained,
+    )
+    check_switches(method, ablations, ranges=ranges, reading=reading, calibration=calibration_data, real=real_data)
     rates = {"generator_lr": generator_lr, "student_lr": student_lr}
     for name, rate in rates.items():
         if rate is not None and not 0 < rate < 1e6:
@@ -165,11 +218,20 @@ def quantize(
     import torch
 
     from gdfq_export.checkpoint import WorkDirectory, is_writing, work_directory
+    from gdfq_export.cli.image_folder import ImageFolder
     from gdfq_export.models.sources import load_model
     from gdfq_export.pipeline import prepare, run
     from gdfq_export.plan import BitWidths
     from gdfq_export.progress import progress_bars, silent
-    from gdfq_export.settings import Settings, distillation_for, reconstruction_for, schedule_for
+    from gdfq_export.real_images import RealImages
+    from gdfq_export.settings import (
+        Settings,
+        distillation_for,
+        reconstruction_for,
+        schedule_for,
+        with_budget,
+        with_reading,
+    )
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda needs a GPU and a CUDA build of PyTorch, and neither is here: use --device cpu")
@@ -193,13 +255,16 @@ def quantize(
         num_classes=num_classes,
         seed=seed,
     )
-    given = {name: rate for name, rate in rates.items() if rate is not None}
-    schedule = dataclasses.replace(schedule_for(preset, loaded.input_size), budget_seconds=seconds, **given)
+    given: dict[str, Any] = {name: rate for name, rate in rates.items() if rate is not None}
+    schedule = dataclasses.replace(schedule_for(preset, loaded.input_size), ablations=ablations)
+    schedule = schedule if reading is None else with_reading(schedule, "code" if reading == "code" else "paper")
+    schedule = schedule if seconds is None else with_budget(schedule, seconds)
+    schedule = dataclasses.replace(schedule, **given)
     settings = Settings(
         method=method,
         bits=BitWidths(**widths),  # type: ignore[arg-type]
         schedule=schedule,
-        ranges="ema" if ranges == "ema" else "mse",
+        ranges=ranges,  # type: ignore[arg-type]
         target=target,
         seed=seed,
         input_format="uint8-nhwc" if input_format == "uint8-nhwc" else "float-nchw",
@@ -212,9 +277,20 @@ def quantize(
     if dry_run:
         _print_plan(prepare(loaded, settings), settings, as_json)
         return
+    folders = [None if path is None else ImageFolder(path, loaded) for path in (calibration_data, real_data)]
+    real = RealImages(*folders)
     with nullcontext(silent) if as_json else progress_bars() as progress:
         work = WorkDirectory(folder, resume=resume, discard=force)
-        result = run(loaded, settings, out, companions=not no_companions, progress=progress, work=work, report=report)
+        result = run(
+            loaded,
+            settings,
+            out,
+            companions=not no_companions,
+            progress=progress,
+            work=work,
+            report=report,
+            real=real,
+        )
     if as_json:
         print(json.dumps(result))
         return

@@ -14,6 +14,7 @@ from gdfq_export.graph import Graph
 from gdfq_export.lower import Quantized
 from gdfq_export.plan import Plan
 from gdfq_export.progress import Progress
+from gdfq_export.real_images import RealImages
 from gdfq_export.settings import Settings
 
 
@@ -28,6 +29,7 @@ class Task:
     settings: Settings
     progress: Progress
     checkpoint: Checkpoint = field(default_factory=Checkpoint)  # saves nothing unless there is a work directory
+    real: RealImages = field(default_factory=RealImages)  # nothing, in a data-free run
 
 
 @dataclass(frozen=True, eq=False)
