@@ -18,12 +18,12 @@ import onnx
 from onnx import TensorProto
 
 from gdfq_export.emit_ops import EMIT, float_parameters
-from gdfq_export.exact import code_limits
+from gdfq_export.exact import code_limits, function_table
 from gdfq_export.graph import INPUT, OUTPUT, Graph, Node
 from gdfq_export.integer import IntegerModel, PixelInput, QLayer, QTensor
 from gdfq_export.lower import constant_tensor
 from gdfq_export.onnx_builder import FLOAT, UINT8, OnnxBuilder
-from gdfq_export.ops import LAYERS
+from gdfq_export.ops import LAYERS, LOOKUPS
 from gdfq_export.plan import CODE_CLIPS, quantized_part
 
 BATCH = "batch"
@@ -119,6 +119,13 @@ class _Emitter:
             held["value"] = self.b.constant(f"{node.name}/value", code, np.uint8)
         return EMIT[node.op](self.b, node, codes, f"{node.name}.q", held)
 
+    def look_up(self, node: Node, name: str) -> str:
+        """Codes of any function of one number: the code is the index into a table of codes."""
+        source, result = (self.model.tensors[tensor] for tensor in (node.inputs[0], name))
+        table = self.b.constant(f"{node.name}/table", function_table(node, source, result).numpy(), np.uint8)
+        index = self.b.add("Cast", [self.codes[node.inputs[0]]], f"{node.name}.index", to=TensorProto.INT32)
+        return self.b.add("Gather", [table, index], f"{name}.q", axis=0)
+
     def kernel(self, node: Node) -> str:
         """A computing operation on dequantized inputs; its float result is read by one QuantizeLinear."""
         if node.op in LAYERS:
@@ -147,6 +154,9 @@ def onnx_from_integer_model(model: IntegerModel) -> onnx.ModelProto:
             emitter.codes[node.name] = _constant_codes(emitter, node)
         elif model.moves_codes(node.name):
             emitter.codes[node.name] = emitter.movement(node, model.tensors[node.inputs[0]])
+        elif node.op in LOOKUPS:
+            name = model.plan.absorbed.get(node.name, node.name)
+            emitter.codes[name] = emitter.look_up(node, name)
         else:
             result = emitter.kernel(node)
             name = model.plan.absorbed.get(node.name, node.name)

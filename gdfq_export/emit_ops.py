@@ -92,6 +92,20 @@ def _channel_shuffle(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: 
     return b.add("Gather", [x[0], b.constant(f"{node.name}/order", order, np.int64)], out, axis=1)
 
 
+def _gather(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    order = b.constant(f"{node.name}/order", node.attributes["order"], np.int64)
+    return b.add("Gather", [x[0], order], out, axis=node.attributes["axis"])
+
+
+def _expand(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    return b.add("Expand", [x[0], b.constant(f"{node.name}/shape", [1, *node.shape], np.int64)], out)
+
+
+def _reduce_max(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    axes = b.constant(f"{node.name}/axes", node.attributes["axes"], np.int64)
+    return b.add("ReduceMax", [x[0], axes], out, keepdims=int(node.attributes["keep"]))
+
+
 def _scalar(op: str) -> Emit:
     def emit(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
         value = p.get("value") or b.constant(f"{node.name}/value", node.attributes["value"], np.float32)
@@ -125,6 +139,8 @@ EMIT: dict[str, Emit] = {
     "elu": _same("Elu", alpha="alpha"),
     "sigmoid": _same("Sigmoid"),
     "tanh": _same("Tanh"),
+    "exp": _same("Exp"),
+    "reciprocal": _same("Reciprocal"),
     "gelu": _same("Gelu", approximate="approximate"),
     "add": _same("Add"),
     "sub": _same("Sub"),
@@ -142,6 +158,9 @@ EMIT: dict[str, Emit] = {
     "transpose": _same("Transpose", perm="axes"),
     "upsample": _upsample,
     "channel_shuffle": _channel_shuffle,
+    "gather": _gather,
+    "expand": _expand,
+    "reduce_max": _reduce_max,
     "softmax": _same("Softmax", axis="axis"),
     "log_softmax": _same("LogSoftmax", axis="axis"),
 }

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.integer import IntegerModel, QLayer, QTensor
 from gdfq_export.lower import operands_of
-from gdfq_export.ops import KERNELS, LAYERS, MOVEMENT, avg_pool, convolve, max_pool
+from gdfq_export.ops import KERNELS, LAYERS, LOOKUPS, MOVEMENT, avg_pool, convolve, max_pool
 from gdfq_export.plan import CODE_CLIPS, quantized_part
 
 F32 = np.float32
@@ -151,8 +151,8 @@ class IntegerProgram(nn.Module):
             tables = [requantize_table(tensor, result) for tensor in inputs]
             axis = node.attributes["axis"]
             return lambda x: torch.cat([table[v.long()] for table, v in zip(tables, x, strict=True)], axis)
-        if node.op in TABLES:
-            table = quantize(KERNELS[node.op](node, [dequantize(torch.arange(256.0), inputs[0])], {}), result)
+        if node.op in TABLES | LOOKUPS:
+            table = function_table(node, inputs[0], result)
             return lambda x: table[x[0].long()]
         return self._float_step(node, inputs, result)
 
@@ -218,6 +218,11 @@ def last_uses(graph: Graph) -> dict[str, str]:
 def requantize_table(source: QTensor, result: QTensor) -> Tensor:
     """code -> code with another scale, for each of the 256 codes."""
     return quantize(dequantize(torch.arange(256.0), source), result)
+
+
+def function_table(node: Node, source: QTensor, result: QTensor) -> Tensor:
+    """Q(f(DQ(code))) for each of the 256 codes."""
+    return quantize(KERNELS[node.op](node, [dequantize(torch.arange(256.0), source)], {}), result)
 
 
 def _movement(node: Node, source: QTensor, result: QTensor) -> Callable[[Sequence[Tensor]], Tensor]:

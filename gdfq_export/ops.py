@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from gdfq_export.graph import Node
 
+MOST_TERMS = 16  # of a sum over an axis, which is taken apart
+SMALLEST_DIVISOR = 1e-6  # the code of zero has a reciprocal too, which nothing should read
 Kernel = Callable[[Node, Sequence[Tensor], Mapping[str, Tensor]], Tensor]
 
 
@@ -80,6 +82,8 @@ KERNELS: dict[str, Kernel] = {
     "clip": lambda n, x, p: x[0].clamp(n.attributes["low"], n.attributes["high"]),
     "leaky_relu": lambda n, x, p: F.leaky_relu(x[0], n.attributes["slope"]),
     "prelu": lambda n, x, p: F.prelu(x[0], p["slope"]),
+    "exp": lambda n, x, p: torch.exp(x[0]),
+    "reciprocal": lambda n, x, p: x[0].clamp_min(SMALLEST_DIVISOR).reciprocal(),
     "elu": lambda n, x, p: F.elu(x[0], n.attributes["alpha"]),
     "sigmoid": lambda n, x, p: torch.sigmoid(x[0]),
     "tanh": lambda n, x, p: torch.tanh(x[0]),
@@ -105,15 +109,28 @@ KERNELS: dict[str, Kernel] = {
     "transpose": lambda n, x, p: x[0].permute(n.attributes["axes"]),
     "upsample": lambda n, x, p: F.interpolate(x[0], scale_factor=n.attributes["scale"], mode="nearest"),
     "channel_shuffle": lambda n, x, p: shuffle_channels(n, x[0]),
+    "gather": lambda n, x, p: x[0].index_select(
+        n.attributes["axis"], torch.tensor(n.attributes["order"], device=x[0].device)
+    ),
+    "expand": lambda n, x, p: x[0].expand(x[0].shape[0], *n.shape),
+    "reduce_max": lambda n, x, p: x[0].amax(n.attributes["axes"], n.attributes["keep"]),
     "softmax": lambda n, x, p: F.softmax(x[0], n.attributes["axis"]),
     "log_softmax": lambda n, x, p: F.log_softmax(x[0], n.attributes["axis"]),
 }
 
-MOVEMENT = frozenset({"concat", "slice", "pad", "reshape", "transpose", "upsample", "channel_shuffle", "max_pool"})
+MOVEMENT = frozenset(
+    {
+        *("concat", "slice", "pad", "reshape", "transpose", "upsample", "channel_shuffle", "gather", "expand"),
+        *("max_pool", "reduce_max"),
+    }
+)
 """Operations that only move or select codes, so that input and output share one scale."""
 
 LAYERS = frozenset({"conv", "linear"})
 """Operations with integer weights."""
+
+LOOKUPS = frozenset({"tanh", "elu", "gelu", "exp", "reciprocal"})
+"""Functions of one number without an integer kernel: a table of codes, and a Gather that reads it."""
 
 ENDINGS = frozenset({"softmax", "log_softmax"})
 """Operations that stay in float after the last dequantize."""

@@ -90,7 +90,11 @@ def quantize_model(prepared: Prepared, settings: Settings, progress: Progress = 
     """Runs the method and lowers what it returns; deterministic for a seed on one machine."""
     torch.manual_seed(settings.seed)
     task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, progress)
-    outcome = METHODS[settings.method](task)
+    return lower_outcome(prepared, settings, METHODS[settings.method](task), progress)
+
+
+def lower_outcome(prepared: Prepared, settings: Settings, outcome: Outcome, progress: Progress = silent) -> Exported:
+    """The integers of what a method returned, and how often they agree with the float network."""
     integer = integer_model_from_quantized(outcome.quantized, TARGETS[settings.target])
     integer = dataclasses.replace(integer, graph=with_endings(integer.graph, prepared.endings))
     agreement = teacher_agreement(
