@@ -5,6 +5,7 @@
   because its saturation does their work.
 - Below 8 bits a Clip on the uint8 tensor follows; weights of 4 bits and fewer are stored as INT4 and cast to INT8,
   which folds when the file is loaded.
+- Files of packed weights have short names (`compact.py`).
 - Data movement works on the uint8 tensor itself: it is integer by construction.
 """
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
+from gdfq_export.compact import compact_names
 from gdfq_export.emit_ops import EMIT, float_parameters
 from gdfq_export.exact import code_limits, function_table
 from gdfq_export.graph import INPUT, OUTPUT, Graph, Node
@@ -165,7 +167,10 @@ def onnx_from_integer_model(model: IntegerModel) -> onnx.ModelProto:
     value = emitter.dequantized(last) if last in model.tensors else result
     channels, height, width = graph.input_shape
     bytes_in: tuple[str, int, Sequence[int | str]] = (INPUT, UINT8, [BATCH, height, width, channels])
-    return _finish(emitter.b, graph, nodes, value, "integer", bytes_in if model.pixels else None)
+    proto = _finish(emitter.b, graph, nodes, value, "integer", bytes_in if model.pixels else None)
+    if any(layer.bits <= PACKED_BITS for layer in model.layers.values()):
+        compact_names(proto)
+    return proto
 
 
 def _constant_codes(emitter: _Emitter, node: Node) -> str:

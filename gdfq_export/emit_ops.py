@@ -89,7 +89,8 @@ def _upsample(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping
 def _channel_shuffle(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
     channels, groups = node.shape[0], node.attributes["groups"]
     order = np.arange(channels).reshape(groups, channels // groups).T.reshape(-1)
-    return b.add("Gather", [x[0], b.constant(f"{node.name}/order", order, np.int64)], out, axis=1)
+    # The same for all shuffles of its kind; the runtime's Gather reads 32-bit indices as they are.
+    return b.add("Gather", [x[0], b.constant(f"shuffle/{channels}in{groups}", order, np.int32)], out, axis=1)
 
 
 def _gather(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gdfq_export.arithmetic import sigmoid_codes
 from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.integer import IntegerModel, QLayer, QTensor
 from gdfq_export.lower import operands_of
@@ -222,6 +223,8 @@ def requantize_table(source: QTensor, result: QTensor) -> Tensor:
 
 def function_table(node: Node, source: QTensor, result: QTensor) -> Tensor:
     """Q(f(DQ(code))) for each of the 256 codes."""
+    if node.op == "sigmoid":  # the runtime's own approximation, not PyTorch's
+        return torch.from_numpy(sigmoid_codes(source, result)).float().clamp(0, result.qmax)
     return quantize(KERNELS[node.op](node, [dequantize(torch.arange(256.0), source)], {}), result)
 
 
