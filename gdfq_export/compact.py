@@ -4,7 +4,7 @@
     features.stage1.unit1.conv1.q       ->  1g               what one operator hands to the next
 
 The operators that compute keep the module's path as their name, so that a report still says where they stand; those
-around them (quantize, dequantize, clip, cast) have none. Input and output keep their names.
+around them (quantize, dequantize, clip, unpack) have none. Input and output keep their names.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import onnx
 
 DIGITS = string.digits + string.ascii_lowercase
 UNNAMED = frozenset({"QuantizeLinear", "DequantizeLinear", "Clip", "Cast"})
+UNPACKING = frozenset({"BitShift", "BitwiseAnd", "ReduceSum", "Sub"})
 
 
 def compact_names(model: onnx.ModelProto) -> None:
@@ -38,7 +39,7 @@ def compact_names(model: onnx.ModelProto) -> None:
             groups[group] = next_name()
         short[tensor.name] = tensor.name = f"{groups[group]}/{role}"
     for node in graph.node:
-        if node.op_type in UNNAMED:
+        if node.op_type in UNNAMED | UNPACKING:
             node.name = ""
         else:
             node.name = node.name.rpartition(":")[0]

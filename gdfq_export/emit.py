@@ -3,8 +3,8 @@
 - Activations are uint8 with rank-0 scale and zero point; weights int8 per output channel without zero point.
 - A kernel stands between DequantizeLinear and exactly one QuantizeLinear; ReLU and Clip before it are left out,
   because its saturation does their work.
-- Below 8 bits a Clip on the uint8 tensor follows; weights of 4 bits and fewer are stored as INT4 and cast to INT8,
-  which folds when the file is loaded.
+- Below 8 bits a Clip on the uint8 tensor follows; weights of 4 bits and fewer are stored packed and unpacked when the
+  file is loaded (`packing.py`).
 - Files of packed weights have short names (`compact.py`).
 - Data movement works on the uint8 tensor itself: it is integer by construction.
 """
@@ -26,10 +26,10 @@ from gdfq_export.integer import IntegerModel, PixelInput, QLayer, QTensor
 from gdfq_export.lower import constant_tensor
 from gdfq_export.onnx_builder import FLOAT, UINT8, OnnxBuilder
 from gdfq_export.ops import LAYERS, LOOKUPS
+from gdfq_export.packing import PACKED_BITS, weight_constant
 from gdfq_export.plan import CODE_CLIPS, quantized_part
 
 BATCH = "batch"
-PACKED_BITS = 4
 
 
 class _Emitter:
@@ -72,10 +72,7 @@ class _Emitter:
     def layer_parameters(self, node: Node, layer: QLayer, source: QTensor) -> dict[str, str]:
         """Dequantized weight and bias of a layer."""
         b, name = self.b, node.name
-        if layer.bits <= PACKED_BITS:
-            weight = b.add("Cast", [b.packed(f"{name}/weight", layer.q_weight)], f"{name}.weight8", to=TensorProto.INT8)
-        else:
-            weight = b.constant(f"{name}/weight", layer.q_weight, np.int8)
+        weight = weight_constant(b, name, layer.q_weight, layer.bits)
         scales = [b.constant(f"{name}/weight_scale", layer.scale, np.float32)]
         if node.op == "linear":  # ONNX Runtime fuses Gemm only where the weight's zero point is written down
             scales.append(b.constant(f"{name}/weight_zero_point", np.zeros(len(layer.scale)), np.int8))
@@ -119,6 +116,8 @@ class _Emitter:
         if node.op == "pad":
             code = np.clip(np.rint(node.attributes["value"] / source.scale) + source.zero_point, 0, source.qmax)
             held["value"] = self.b.constant(f"{node.name}/value", code, np.uint8)
+        if node.op == "pad_channels":
+            held["value"] = self.b.constant(f"{node.name}/value", source.zero_point, np.uint8)
         return EMIT[node.op](self.b, node, codes, f"{node.name}.q", held)
 
     def look_up(self, node: Node, name: str) -> str:

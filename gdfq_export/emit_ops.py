@@ -70,6 +70,11 @@ def _pad(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str,
     return b.add("Pad", [x[0], b.constant(f"{node.name}/pads", full, np.int64), value], out)
 
 
+def _pad_channels(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    pads = b.constant(f"{node.name}/pads", [0, 0, 0, 0, 0, node.attributes["count"], 0, 0], np.int64)
+    return b.add("Pad", [x[0], pads, p["value"]], out)
+
+
 def _reshape(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
     return b.add("Reshape", [x[0], b.constant(f"{node.name}/shape", [-1, *node.shape], np.int64)], out)
 
@@ -155,6 +160,7 @@ EMIT: dict[str, Emit] = {
     "concat": _same("Concat", axis="axis"),
     "slice": _slice,
     "pad": _pad,
+    "pad_channels": _pad_channels,
     "reshape": _reshape,
     "transpose": _same("Transpose", perm="axes"),
     "upsample": _upsample,

@@ -235,6 +235,8 @@ def _movement(node: Node, source: QTensor, result: QTensor) -> Callable[[Sequenc
     if node.op in CODE_CLIPS:
         low, high = code_limits(node, result)
         return lambda x: torch.clamp(x[0], low, high)
+    if node.op == "pad_channels":
+        return lambda x: F.pad(x[0], (0, 0, 0, 0, 0, node.attributes["count"]), value=float(source.zero_point))
     if node.op == "max_pool":
         return lambda x: max_pool(node, x[0], 0.0)
     if node.op == "pad":

@@ -105,6 +105,7 @@ KERNELS: dict[str, Kernel] = {
     "concat": lambda n, x, p: torch.cat(list(x), n.attributes["axis"]),
     "slice": lambda n, x, p: take_slice(n, x[0]),
     "pad": lambda n, x, p: F.pad(x[0], torch_padding(n.attributes["pads"]), value=n.attributes["value"]),
+    "pad_channels": lambda n, x, p: F.pad(x[0], (0, 0, 0, 0, 0, n.attributes["count"])),
     "reshape": lambda n, x, p: x[0].reshape(x[0].shape[0], *n.shape),
     "transpose": lambda n, x, p: x[0].permute(n.attributes["axes"]),
     "upsample": lambda n, x, p: F.interpolate(x[0], scale_factor=n.attributes["scale"], mode="nearest"),
@@ -121,7 +122,7 @@ KERNELS: dict[str, Kernel] = {
 MOVEMENT = frozenset(
     {
         *("concat", "slice", "pad", "reshape", "transpose", "upsample", "channel_shuffle", "gather", "expand"),
-        *("max_pool", "reduce_max"),
+        *("max_pool", "reduce_max", "pad_channels"),
     }
 )
 """Operations that only move or select codes, so that input and output share one scale."""

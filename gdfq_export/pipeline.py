@@ -31,7 +31,7 @@ from gdfq_export.integer import IntegerModel
 from gdfq_export.lower import TARGETS, integer_model_from_quantized, with_pixel_input
 from gdfq_export.methods import METHODS, Outcome, Task
 from gdfq_export.models.sources import LoadedModel
-from gdfq_export.passes import canonicalize, find_channel_shuffle, fold_batch_norm
+from gdfq_export.passes import canonicalize, find_channel_shuffle, fold_batch_norm, pad_input
 from gdfq_export.plan import Plan, make_plan, quantized_part, with_endings, without_endings
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress, silent
@@ -67,7 +67,9 @@ class Exported:
 
 def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
     """Capture, passes and plan: everything before the first image."""
-    whole = find_channel_shuffle(canonicalize(capture(loaded.module, loaded.input_size)))
+    whole = canonicalize(capture(loaded.module, loaded.input_size))
+    if "find_channel_shuffle" not in settings.without:
+        whole = find_channel_shuffle(whole)
     captured, endings = without_endings(whole)
     logits = captured[captured.output]
     if len(logits.shape) != 1:
@@ -81,6 +83,8 @@ def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
             f"{captured.num_outputs} outputs: leave it out"
         )
     folded = fold_batch_norm(captured)
+    if "pad_input" not in settings.without:
+        folded = pad_input(folded)
     image = image_spec(loaded.input_size, loaded.mean, loaded.std)
     plan = make_plan(folded, settings.bits, (min(image.low), max(image.high)))
     return Prepared(loaded, captured, folded, plan, image, endings)
@@ -119,7 +123,7 @@ def write_files(exported: Exported, settings: Settings, out: Path, *, companions
     """Writes the ONNX file and its companions, each whole or not at all; returns the facts about them."""
     files = companions_of(out)
     checksum = None
-    float_graph = with_endings(exported.prepared.folded, exported.prepared.endings)
+    float_graph = with_endings(fold_batch_norm(exported.prepared.captured), exported.prepared.endings)
     float_model = float_onnx_from_graph(float_graph)
     stamp_input(float_model, input_facts(exported.prepared.loaded, "float-nchw"))
     fp32 = float_model.SerializeToString(deterministic=True)

@@ -44,6 +44,7 @@ class Settings:
     seed: int
     device: str = "cpu"
     input_format: InputFormat = "float-nchw"
+    without: tuple[str, ...] = ()  # passes for speed that are left out
 
 
 def is_large(shape: tuple[int, ...]) -> bool:

@@ -24,6 +24,7 @@ PRESETS = ("fast", "standard", "paper")
 TARGET_NAMES = ("portable", "x86-vnni", "x86-avx2", "arm64")
 INPUT_FORMATS = ("float-nchw", "uint8-nhwc")
 RANGE_NAMES = ("mse", "ema")
+SPEED_PASSES = ("find_channel_shuffle", "pad_input")
 
 
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -71,6 +72,9 @@ def quantize(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the quantization plan and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    without: Annotated[
+        list[str] | None, typer.Option(help=f"Leave out a pass for speed ({', '.join(SPEED_PASSES)}); may be repeated.")
+    ] = None,
     no_companions: Annotated[
         bool, typer.Option("--no-companions", help="Write the ONNX file only, not the PyTorch and float ones.")
     ] = False,
@@ -86,6 +90,8 @@ def quantize(
     _one_of(ranges, RANGE_NAMES, "--ranges")
     _one_of(input_format, INPUT_FORMATS, "--input-format")
     _one_of(device, ("auto", "cpu", "cuda"), "--device")
+    for name in without or []:
+        _one_of(name, SPEED_PASSES, "--without")
     seconds = None if budget is None else parse_budget(budget)
     size = None if input_size is None else parse_size(input_size)
     if threads is not None and threads < 1:
@@ -147,6 +153,7 @@ def quantize(
         target=target,
         seed=seed,
         input_format="uint8-nhwc" if input_format == "uint8-nhwc" else "float-nchw",
+        without=tuple(without or ()),
         device="cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu",
     )
     if dry_run:
