@@ -59,7 +59,9 @@ def sweep_one(name: str, report: Callable[[dict[str, Any]], None]) -> None:
     torch.set_num_threads(1)
     loaded = load_model(name, pretrained=False, seed=SEED)
     schedule = schedule_for("fast", loaded.input_size)
-    settings = Settings("calibrate", BitWidths(8, 8), schedule, ranges="ema", target="portable", seed=SEED)
+    settings = Settings(
+        "calibrate", BitWidths(8, 8), schedule, ranges="ema", target="portable", seed=SEED, allow_float=".*"
+    )
     start = time.monotonic()
     prepared = prepare(loaded, settings)
     report({"captured": True, "capture_seconds": round(time.monotonic() - start, 1)})

@@ -125,6 +125,13 @@ def _batch_norm(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mappi
     return b.add("BatchNormalization", inputs, out, epsilon=node.attributes["eps"])
 
 
+def _instance_norm(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    channels = node.shape[0]
+    weight = p.get("weight") or b.constant(f"{node.name}/weight", np.ones(channels), np.float32)
+    bias = p.get("bias") or b.constant(f"{node.name}/bias", np.zeros(channels), np.float32)
+    return b.add("InstanceNormalization", [x[0], weight, bias], out, epsilon=node.attributes["eps"])
+
+
 def _same(op: str, **attributes: str) -> Emit:
     """An operation whose ONNX form has the same inputs; attributes are theirs=ours."""
 
@@ -138,6 +145,7 @@ EMIT: dict[str, Emit] = {
     "conv": _conv,
     "linear": _linear,
     "batch_norm": _batch_norm,
+    "instance_norm": _instance_norm,
     "relu": _same("Relu"),
     "clip": _clip,
     "leaky_relu": _same("LeakyRelu", alpha="slope"),
@@ -151,6 +159,7 @@ EMIT: dict[str, Emit] = {
     "add": _same("Add"),
     "sub": _same("Sub"),
     "mul": _same("Mul"),
+    "div": _same("Div"),
     "max": _same("Max"),
     "add_scalar": _scalar("Add"),
     "mul_scalar": _scalar("Mul"),

@@ -92,10 +92,14 @@ KERNELS: dict[str, Kernel] = {
     "hard_swish": lambda n, x, p: F.hardswish(x[0]),
     "add_scalar": lambda n, x, p: x[0] + n.attributes["value"],
     "mul_scalar": lambda n, x, p: x[0] * n.attributes["value"],
+    "instance_norm": lambda n, x, p: F.instance_norm(
+        x[0], weight=p.get("weight"), bias=p.get("bias"), eps=n.attributes["eps"]
+    ),
     # two tensors
     "add": lambda n, x, p: x[0] + x[1],
     "sub": lambda n, x, p: x[0] - x[1],
     "mul": lambda n, x, p: x[0] * x[1],
+    "div": lambda n, x, p: x[0] / x[1],
     "max": lambda n, x, p: torch.maximum(x[0], x[1]),
     # pooling
     "max_pool": lambda n, x, p: max_pool(n, x[0], float("-inf")),
@@ -132,6 +136,9 @@ LAYERS = frozenset({"conv", "linear"})
 
 LOOKUPS = frozenset({"tanh", "elu", "gelu", "exp", "reciprocal"})
 """Functions of one number without an integer kernel: a table of codes, and a Gather that reads it."""
+
+FLOAT_ONLY = frozenset({"instance_norm", "div"})
+"""Operations without an exact integer form: refused unless the user lets them stay float."""
 
 ENDINGS = frozenset({"softmax", "log_softmax"})
 """Operations that stay in float after the last dequantize."""

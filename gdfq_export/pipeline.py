@@ -25,6 +25,7 @@ from gdfq_export.emit import float_onnx_from_graph, onnx_from_integer_model
 from gdfq_export.errors import UnsupportedModelError, UsageError
 from gdfq_export.exact import IntegerProgram
 from gdfq_export.files import atomic_path, companions_of
+from gdfq_export.float_parts import float_parts
 from gdfq_export.generator import ImageSpec, image_spec
 from gdfq_export.graph import Graph, Node
 from gdfq_export.integer import IntegerModel
@@ -52,6 +53,7 @@ class Prepared:
     plan: Plan
     image: ImageSpec
     endings: tuple[Node, ...]  # a softmax behind the logits: neither trained nor quantized
+    in_float: tuple[Node, ...]  # what the user lets stay float between quantized tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,7 @@ def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
     if "find_channel_shuffle" not in settings.without:
         whole = find_channel_shuffle(whole)
     captured, endings = without_endings(whole)
+    in_float = float_parts(captured, settings.allow_float)
     logits = captured[captured.output]
     if len(logits.shape) != 1:
         raise UnsupportedModelError(
@@ -87,7 +90,7 @@ def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
         folded = pad_input(folded)
     image = image_spec(loaded.input_size, loaded.mean, loaded.std)
     plan = make_plan(folded, settings.bits, (min(image.low), max(image.high)))
-    return Prepared(loaded, captured, folded, plan, image, endings)
+    return Prepared(loaded, captured, folded, plan, image, endings, in_float)
 
 
 def quantize_model(prepared: Prepared, settings: Settings, progress: Progress = silent) -> Exported:
@@ -136,7 +139,8 @@ def write_files(exported: Exported, settings: Settings, out: Path, *, companions
             stack.enter_context(atomic_path(files.fp32)).write_bytes(fp32)
         model = onnx_from_integer_model(exported.integer)
         facts = provenance(exported, settings, checksum)
-        exact = not exported.prepared.endings  # a softmax in float is not the same to the last bit everywhere
+        # What runs in float is not the same to the last bit everywhere.
+        exact = not (exported.prepared.endings or exported.prepared.in_float)
         stamp(model, facts, golden_vectors(exported.program, exported.outcome.held_back) if exact else None)
         onnx.checker.check_model(model, full_check=True)
         data = model.SerializeToString(deterministic=True)
@@ -198,6 +202,7 @@ def provenance(exported: Exported, settings: Settings, fakequant_sha256: str | N
         "input": input_facts(loaded, settings.input_format),
         "output_step": output_step(exported.integer),
         "float_ending": bool(exported.prepared.endings),
+        "float_parts": [f"{node.op} at {node.place}" for node in exported.prepared.in_float],
         "weights_source": loaded.weights_source,
         "weights_sha256": loaded.weights_sha256,
         "fakequant_sha256": fakequant_sha256,
@@ -231,6 +236,7 @@ def run(
         "teacher_agreement": exported.agreement,
         "weights_source": loaded.weights_source,
         "target": settings.target,
+        "float_parts": [f"{node.op} at {node.place}" for node in prepared.in_float],
         "weights_changed_for_target": exported.integer.report.weights_changed,
         "figures": dict(exported.outcome.figures),
     }

@@ -44,6 +44,7 @@ class Settings:
     seed: int
     device: str = "cpu"
     input_format: InputFormat = "float-nchw"
+    allow_float: str | None = None  # regular expression: which operations may stay float
     without: tuple[str, ...] = ()  # passes for speed that are left out
 
 

@@ -146,6 +146,12 @@ def _adaptive_max_pool(a: Arguments) -> Meaning:
     return "max_pool", {"kernel": kernel, "stride": kernel, "pads": (0,) * (2 * rank), "dilation": (1,) * rank}
 
 
+def _instance_norm(a: Arguments) -> Meaning:
+    if not a["use_input_stats"]:
+        raise _unsupported(a.node, "running statistics (use batch norm)")
+    return "instance_norm", {"eps": a["eps"]}
+
+
 def _mean(a: Arguments) -> Meaning:
     rank = len(a.in_shape) + 1
     axes = sorted(axis % rank for axis in _tuple(a["dim"], 1))
@@ -250,8 +256,6 @@ def _binary(op: str) -> Rule:
             if op in ("add", "sub"):
                 return "add_scalar", {"value": float(other) if op == "add" else -float(other)}
             return "mul_scalar", {"value": float(other) if op == "mul" else 1.0 / float(other)}
-        if op == "div":
-            raise _unsupported(a.node, "a division by a tensor")
         return op, {}
 
     return rule
@@ -296,6 +300,7 @@ RULES: dict[str, Rule] = {
     "linear": _linear,
     "_native_batch_norm_legit_no_training": _plain("batch_norm", eps="eps"),
     "batch_norm": _plain("batch_norm", eps="eps"),
+    "instance_norm": _instance_norm,
     "relu": _plain("relu"),
     "hardtanh": lambda a: ("clip", {"low": float(a["min_val"]), "high": float(a["max_val"])}),
     "relu6": lambda a: ("clip", {"low": 0.0, "high": 6.0}),
@@ -351,6 +356,7 @@ ROLES = {
     "conv": ("input", {"weight": "weight", "bias": "bias"}),
     "linear": ("input", {"weight": "weight", "bias": "bias"}),
     "batch_norm": ("input", {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}),
+    "instance_norm": ("input", {"weight": "weight", "bias": "bias"}),
     "prelu": ("self", {"slope": "weight"}),
     "index_select": ("self", {"order": "index"}),
 }

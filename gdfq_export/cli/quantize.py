@@ -72,6 +72,10 @@ def quantize(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the quantization plan and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    allow_float: Annotated[
+        str | None,
+        typer.Option(help="Operators or modules that may stay float, as a regular expression; they are listed."),
+    ] = None,
     without: Annotated[
         list[str] | None, typer.Option(help=f"Leave out a pass for speed ({', '.join(SPEED_PASSES)}); may be repeated.")
     ] = None,
@@ -153,6 +157,7 @@ def quantize(
         target=target,
         seed=seed,
         input_format="uint8-nhwc" if input_format == "uint8-nhwc" else "float-nchw",
+        allow_float=allow_float,
         without=tuple(without or ()),
         device="cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu",
     )
@@ -170,6 +175,8 @@ def quantize(
     print(f"agreement with the float network on held-back generated images: {result['teacher_agreement']:.1f} %")
     if loaded.weights_source == "random":
         print("weights are random (--no-pretrained): good for graph, size and latency only")
+    for part in result["float_parts"]:
+        print(f"stays float: {part}")
     if not no_companions:
         print(f"beside it: {files.fakequant.name} (PyTorch), {files.fp32.name} (float)")
     print(f"next: gdfq-export verify {out}")
