@@ -112,7 +112,8 @@ def logistic(values: npt.NDArray[np.float32], *, fused: bool) -> npt.NDArray[np.
         return value
 
     quotient = (horner(LOGISTIC_P) * x) / horner(LOGISTIC_Q)
-    return np.clip(quotient + F32(0.5), F32(0), F32(1)).astype(F32)
+    found: npt.NDArray[np.float32] = np.clip(quotient + F32(0.5), F32(0), F32(1)).astype(F32)
+    return found
 
 
 def sigmoid_codes(source: QTensor, result: QTensor, *, fused: bool = True) -> Codes:

@@ -59,7 +59,7 @@ def make_safe(weight: F64, scale: F64, q_weight: Int, amax: int, qmax: int) -> t
     for factor in FACTORS:
         step = (scale[rows] * factor)[:, None]
         codes = [np.clip(np.rint(side / step), -qmax, qmax) for side in (first, second)]
-        _clip_pairs(*codes, amax)
+        _clip_pairs(codes[0], codes[1], amax)
         error = sum(((side - code * step) ** 2).sum(1) for side, code in zip((first, second), codes, strict=True))
         better = error < lowest
         lowest[better], steps[better] = error[better], step[better, 0]

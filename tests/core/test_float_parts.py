@@ -18,9 +18,8 @@ from gdfq_export.runtime_checks.verify import verify_model
 
 def normalised() -> nn.Module:
     """Instance norm divides by a deviation that depends on the image."""
-    return Net(
-        lambda m, x: m.fc(pooled(F.relu(m.norm(m.a(x))))), a=conv_bn(3, 8), norm=nn.InstanceNorm2d(8), fc=head(8)
-    )
+    norm = nn.InstanceNorm2d(8)
+    return Net(lambda m, x: m.fc(pooled(F.relu(m.norm(m.a(x))))), a=conv_bn(3, 8), norm=norm, fc=head(8))
 
 
 def test_the_refusal_names_operator_place_and_remedy() -> None:
