@@ -76,6 +76,8 @@ def _compare_program(model: Path, result: VerifyResult) -> TorchComparison | Non
     if not companion.exists() or find_spec("torch") is None:
         return None
     provenance = read_provenance(load_model(model))
+    if provenance.get("float_parts"):  # two libraries need not agree to the last bit on what runs in float
+        return None
     check_companion(companion, provenance.get("fakequant_sha256"))
     outputs = next(iter(result.outputs.values()))
     step = float(provenance.get("output_step", 1.0))
@@ -110,7 +112,7 @@ def _print_report(model: Path, report: dict[str, Any]) -> None:
         line(level["mismatches"] == 0 or name != "all", f"{text} ({level['tensors']} tensors)")
     torch_report = report["torch"]
     if torch_report is None:
-        console.print("-     no PyTorch program beside the file: not compared")
+        console.print("-     not compared with a PyTorch program: none beside the file, or parts of it stay float")
     else:
         exact = torch_report["mismatches"] == 0
         text = f"PyTorch program: {torch_report['mismatches']} of {torch_report['outputs']:,} outputs differ"
