@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gdfq_export.cli.options import max_memory_bytes
 from gdfq_export.cli.verify_report import print_report
 from gdfq_export.errors import UsageError
 
@@ -46,11 +47,9 @@ def verify(
     """
     if samples < 1:
         raise UsageError(f"--samples {samples} compares nothing: give 1 or more")
-    if not max_memory > 0:
-        raise UsageError(f"--max-memory {max_memory:g} is no size in GB: give more than 0")
     levels = _names(level, LEVEL_NAMES, "--level")
     runtimes = () if runtime is None else _names(runtime, RUNTIME_NAMES, "--runtime")
-    limit = int(max_memory * 1e9)
+    limit = max_memory_bytes(max_memory)
 
     from gdfq_export.progress import progress_bars, silent
     from gdfq_export.runtime_checks.findings import findings_of

@@ -13,7 +13,7 @@ from qdq_builder import Builder, seal, small_network
 
 from gdfq_export.runtime_checks.compare import Difference, compare
 from gdfq_export.runtime_checks.errors import CheckError
-from gdfq_export.runtime_checks.sessions import profiled_kernels
+from gdfq_export.runtime_checks.profile import profiled_kernels
 from gdfq_export.runtime_checks.verify import verify_model
 
 
