@@ -24,7 +24,7 @@ import numpy as np
 
 from gdfq_export.runtime_checks.errors import CheckError
 from gdfq_export.runtime_checks.image_input import ImageInput, image_input, random_batch
-from gdfq_export.runtime_checks.loading import load_model
+from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY, load_model
 from gdfq_export.runtime_checks.session_memory import session_memory_mb
 
 MIN_RUNS = 20  # a median of fewer says little
@@ -77,10 +77,11 @@ def bench(
     seconds: float,
     runs: int | None = None,
     seed: int = 0,
+    max_memory: int = DEFAULT_MAX_MEMORY,
 ) -> list[Comparison]:
     """Measures each number of threads for about `seconds`, or for `runs` pairs; batch 1 and random input."""
     files = [path] if baseline is None else [path, baseline]
-    inputs = [image_input(load_model(file), file) for file in files]
+    inputs = [image_input(load_model(file, max_memory), file) for file in files]
     return [
         _measure(
             [_runner(file, spec, count, seed) for file, spec in zip(files, inputs, strict=True)], count, seconds, runs

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gdfq_export.cli.options import max_memory_bytes
 from gdfq_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,17 +34,18 @@ def bench(
     profile: Annotated[
         bool, typer.Option("--profile", help="Name the ten slowest kernels, and every operator that runs in float.")
     ] = False,
+    max_memory: Annotated[float, typer.Option(help="Refuse models that would need more memory, in GB.")] = 8.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Measure latency at batch 1, in turns with the float network, and report percentiles and the speedup."""
-    counts = parse_threads(threads)
+    counts, limit = parse_threads(threads), max_memory_bytes(max_memory)
     from gdfq_export.runtime_checks.bench import bench as measure
 
     against = baseline or find_baseline(model)
     from gdfq_export.runtime_checks.profile import profile_model
 
-    results = measure(model, against, counts, seconds, runs, seed)
-    kernels = profile_model(model, threads=counts[0], seed=seed) if profile else None
+    results = measure(model, against, counts, seconds, runs, seed, limit)
+    kernels = profile_model(model, threads=counts[0], seed=seed, max_memory=limit) if profile else None
     if as_json:
         report = as_object(model, against, results)
         print(json.dumps(report if kernels is None else {**report, "profile": kernels.to_json()}))

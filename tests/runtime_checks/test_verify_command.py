@@ -130,3 +130,31 @@ def test_bisect_of_an_exact_file_finds_nothing_and_writes_nothing(
 ) -> None:
     assert report_of(capsys, path, "--samples", "2", "--bisect")["bisect"] is None
     assert [item.name for item in path.parent.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_scale_that_is_not_finite_is_named(value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = small_network()
+    scale = next(item for item in model.graph.initializer if item.name == "block.add/scale")
+    scale.CopyFrom(numpy_helper.from_array(np.float32(value), scale.name))
+    onnx.save(model, tmp_path / "m.onnx")
+    for command in ("verify", "inspect", "bench"):
+        assert main([command, str(tmp_path / "m.onnx")]) == 4
+        assert "the scale 'block.add/scale' of QuantizeLinear is not finite" in capsys.readouterr().err
+
+
+def test_a_program_beside_a_file_that_was_written_without_one_is_left_alone(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path.with_name("model.fakequant.pt2").write_bytes(b"of another file")
+    report = report_of(capsys, path, "--samples", "1")
+    assert report["passed"]
+    assert report["torch"] is None
+
+
+@pytest.mark.parametrize("command", ["inspect", "bench"])
+def test_the_other_commands_have_the_limit_that_they_name(
+    command: str, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, str(path), "--max-memory", "0.00001"]) == 4
+    assert "raise --max-memory" in capsys.readouterr().err
