@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gdfq_export.errors import OutputFileError
+
+RANDOM_LETTERS = 8  # of the names that tempfile makes
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what a process that was killed while it wrote `path` has left beside it."""
+    for temporary in path.parent.glob(f".{glob.escape(path.stem)}.*{glob.escape(path.suffix)}"):
+        if len(temporary.name) == len(f".{path.stem}.{path.suffix}") + RANDOM_LETTERS:
+            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:

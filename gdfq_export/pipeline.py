@@ -21,10 +21,11 @@ from torch import Tensor
 
 from gdfq_export import __version__
 from gdfq_export.capture import capture
+from gdfq_export.checkpoint import DIVERGED, WRITING, Checkpoint, WorkDirectory, open_checkpoint
 from gdfq_export.emit import float_onnx_from_graph, onnx_from_integer_model
-from gdfq_export.errors import UnsupportedModelError, UsageError
+from gdfq_export.errors import DivergedError, UnsupportedModelError, UsageError
 from gdfq_export.exact import IntegerProgram
-from gdfq_export.files import atomic_path, companions_of
+from gdfq_export.files import atomic_path, companions_of, remove_leftovers
 from gdfq_export.generator import ImageSpec, image_spec
 from gdfq_export.graph import Graph, Node
 from gdfq_export.integer import IntegerModel
@@ -88,10 +89,13 @@ def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
     return Prepared(loaded, captured, folded, plan, image, endings)
 
 
-def quantize_model(prepared: Prepared, settings: Settings, progress: Progress = silent) -> Exported:
+def quantize_model(
+    prepared: Prepared, settings: Settings, progress: Progress = silent, checkpoint: Checkpoint | None = None
+) -> Exported:
     """Runs the method and lowers what it returns; deterministic for a seed on one machine."""
     torch.manual_seed(settings.seed)
-    task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, progress)
+    checkpoint = checkpoint or Checkpoint()
+    task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, progress, checkpoint)
     outcome = METHODS[settings.method](task)
     integer = integer_model_from_quantized(outcome.quantized, TARGETS[settings.target])
     integer = dataclasses.replace(integer, graph=with_endings(integer.graph, prepared.endings))
@@ -209,14 +213,45 @@ def output_step(model: IntegerModel) -> float:
     return float((source.scale * model.layers[last].scale).min())
 
 
+def run_facts(prepared: Prepared, settings: Settings) -> dict[str, Any]:
+    """Everything that decides the bytes of the result, by name; a saved state fits only a run with the same."""
+    digest = hashlib.sha256()
+    for key, value in sorted(prepared.captured.parameters.items()):
+        digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    facts: dict[str, Any] = {"model": prepared.loaded.name}
+    for name, value in dataclasses.asdict(settings).items():
+        facts |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+    facts |= {"weights": digest.hexdigest(), "threads": torch.get_num_threads(), "tool": __version__}
+    return {**facts, "torch": torch.__version__}
+
+
 def run(
-    loaded: LoadedModel, settings: Settings, out: Path, *, companions: bool = True, progress: Progress = silent
+    loaded: LoadedModel,
+    settings: Settings,
+    out: Path,
+    *,
+    companions: bool = True,
+    progress: Progress = silent,
+    work: WorkDirectory | None = None,
 ) -> dict[str, Any]:
     """The whole way from a loaded network to the files; returns what `quantize --json` prints."""
     start = time.monotonic()
     prepared = prepare(loaded, settings)
-    exported = quantize_model(prepared, settings, progress)
+    checkpoint = open_checkpoint(work, run_facts(prepared, settings)) if work else Checkpoint()
+    try:
+        exported = quantize_model(prepared, settings, progress, checkpoint)
+    except DivergedError as error:
+        if work is None:
+            raise
+        checkpoint.save(DIVERGED, {})
+        raise DivergedError(
+            f"{error}; the last good state is kept in {work.folder}, and --resume goes on from it with the new values"
+        ) from error
+    checkpoint.save(WRITING, {})
+    for path in dataclasses.astuple(companions_of(out)):
+        remove_leftovers(path)
     facts = write_files(exported, settings, out, companions=companions)
+    checkpoint.remove()
     return {
         "out": str(out),
         "bits": {"weight": settings.bits.weight, "activation": settings.bits.activation},

@@ -33,6 +33,32 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """How images are optimised directly, without a generator."""
+
+    images: int
+    batch: int
+    steps: int
+    lr: float = 0.25
+    shift: int = 3  # pixels that the batch is moved by before each step
+    label_weight: float = 1.0  # of the cross-entropy
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How blocks are reconstructed."""
+
+    steps: int  # a block
+    batch: int = 32
+    rounding_lr: float = 1e-2
+    scale_lr: float = 5e-3
+    bias_lr: float = 3e-3
+    keep: float = 0.5  # probability that an activation is rounded
+    warmup: float = 0.2  # share of the steps before rounding must decide
+    decide: float = 0.01  # weight of the rounding regulariser
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that decides the result of a run, beside the network."""
 
@@ -44,6 +70,8 @@ class Settings:
     seed: int
     device: str = "cpu"
     input_format: InputFormat = "float-nchw"
+    distillation: Distillation = Distillation(images=256, batch=256, steps=150)
+    reconstruction: Reconstruction = Reconstruction(steps=300)
 
 
 def is_large(shape: tuple[int, ...]) -> bool:
@@ -83,3 +111,18 @@ def schedule_for(preset: str, shape: tuple[int, ...]) -> Schedule:
         reading="code",
         beta=1.0,
     )
+
+
+def distillation_for(preset: str, shape: tuple[int, ...]) -> Distillation:
+    """How many images are optimised, and how far; an eighth of them is held back."""
+    if is_large(shape):
+        images, steps = {"fast": (64, 60), "standard": (128, 150), "paper": (512, 400)}[preset]
+        return Distillation(images, min(images, 64), steps, shift=max(shape[1:]) // 10)
+    images, steps = {"fast": (128, 100), "standard": (256, 150), "paper": (1024, 400)}[preset]
+    return Distillation(images, min(images, 256), steps)
+
+
+def reconstruction_for(preset: str, shape: tuple[int, ...]) -> Reconstruction:
+    """How long each block is trained."""
+    steps = {"fast": 100, "standard": 300, "paper": 2000}[preset]
+    return Reconstruction(steps, batch=16 if is_large(shape) else 32)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gdfq_export.pipeline import Prepared
     from gdfq_export.settings import Settings
 
-METHOD_NAMES = ("gdfq", "calibrate")
+METHOD_NAMES = ("gdfq", "calibrate", "recon")
 PRESETS = ("fast", "standard", "paper")
 TARGET_NAMES = ("portable", "x86-vnni", "x86-avx2", "arm64")
 INPUT_FORMATS = ("float-nchw", "uint8-nhwc")
@@ -50,6 +50,10 @@ def quantize(
     method: Annotated[str, typer.Option(help=f"How to quantize: {', '.join(METHOD_NAMES)}.")] = "gdfq",
     preset: Annotated[str, typer.Option(help=f"How long to train: {', '.join(PRESETS)}.")] = "fast",
     budget: Annotated[str | None, typer.Option(help="Time to spend, like 90s, 10m or 1h.")] = None,
+    generator_lr: Annotated[
+        float | None, typer.Option(help="Learning rate of the generator; 1e-3 if not given.")
+    ] = None,
+    student_lr: Annotated[float | None, typer.Option(help="Learning rate of the student; that of the preset.")] = None,
     ranges: Annotated[str, typer.Option(help="Activation ranges: mse (least error) or ema (moving average).")] = "mse",
     target: Annotated[str, typer.Option(help=f"Where it will run: {', '.join(TARGET_NAMES)}.")] = "portable",
     input_format: Annotated[
@@ -71,6 +75,10 @@ def quantize(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the quantization plan and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run of the same command.")] = False,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Where an unfinished run is saved; OUT with the ending .work if not given.")
+    ] = None,
     no_companions: Annotated[
         bool, typer.Option("--no-companions", help="Write the ONNX file only, not the PyTorch and float ones.")
     ] = False,
@@ -94,6 +102,12 @@ def quantize(
         raise UsageError(f"--seed {seed} is negative: give 0 or more")
     if bits is not None and weight_bits is not None and act_bits is not None:
         raise UsageError("--bits says the same as --weight-bits and --act-bits together: leave one of them out")
+    rates = {"generator_lr": generator_lr, "student_lr": student_lr}
+    for name, rate in rates.items():
+        if rate is not None and not 0 < rate < 1e6:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {rate:g} is no learning rate: give a number above 0, like 1e-4"
+            )
     default = 8 if bits is None else bits
     widths = {
         "weight": default if weight_bits is None else weight_bits,
@@ -104,10 +118,13 @@ def quantize(
         if width is not None and not 2 <= width <= 8:
             raise UsageError(f"{width} bits cannot be had: choose 2 to 8")
 
+    if dry_run and resume:
+        raise UsageError("--dry-run trains nothing, so there is nothing to --resume: leave one of them out")
+
     from gdfq_export.files import check_output, companions_of
 
     if not dry_run:
-        check_output(out, force=force)
+        check_output(out, force=force or resume)
     if not as_json:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         logging.getLogger("torch").setLevel(logging.ERROR)
@@ -115,20 +132,23 @@ def quantize(
 
     import torch
 
+    from gdfq_export.checkpoint import WorkDirectory, is_writing, work_directory
     from gdfq_export.models.sources import load_model
     from gdfq_export.pipeline import prepare, run
     from gdfq_export.plan import BitWidths
     from gdfq_export.progress import progress_bars, silent
-    from gdfq_export.settings import Settings, schedule_for
+    from gdfq_export.settings import Settings, distillation_for, reconstruction_for, schedule_for
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda needs a GPU and a CUDA build of PyTorch, and neither is here: use --device cpu")
     if threads is not None:
         torch.set_num_threads(threads)
     files = companions_of(out)
-    if not dry_run and not no_companions:
-        for path in (files.fakequant, files.fp32):
-            check_output(path, force=force)
+    folder = work_directory(out) if work_dir is None else work_dir
+    if not dry_run:
+        overwrite = force or (resume and is_writing(folder))  # then they are of the run that goes on
+        for path in (files.model, files.fakequant, files.fp32)[: 1 if no_companions else 3]:
+            check_output(path, force=overwrite)
     loaded = load_model(
         model,
         weights=weights,
@@ -139,21 +159,26 @@ def quantize(
         num_classes=num_classes,
         seed=seed,
     )
+    given = {name: rate for name, rate in rates.items() if rate is not None}
+    schedule = dataclasses.replace(schedule_for(preset, loaded.input_size), budget_seconds=seconds, **given)
     settings = Settings(
         method=method,
         bits=BitWidths(**widths),  # type: ignore[arg-type]
-        schedule=dataclasses.replace(schedule_for(preset, loaded.input_size), budget_seconds=seconds),
+        schedule=schedule,
         ranges="ema" if ranges == "ema" else "mse",
         target=target,
         seed=seed,
         input_format="uint8-nhwc" if input_format == "uint8-nhwc" else "float-nchw",
+        distillation=distillation_for(preset, loaded.input_size),
+        reconstruction=reconstruction_for(preset, loaded.input_size),
         device="cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu",
     )
     if dry_run:
         _print_plan(prepare(loaded, settings), settings, as_json)
         return
     with nullcontext(silent) if as_json else progress_bars() as progress:
-        result = run(loaded, settings, out, companions=not no_companions, progress=progress)
+        work = WorkDirectory(folder, resume=resume, discard=force)
+        result = run(loaded, settings, out, companions=not no_companions, progress=progress, work=work)
     if as_json:
         print(json.dumps(result))
         return

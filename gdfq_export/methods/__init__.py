@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from gdfq_export.methods.calibrate import calibrate
 from gdfq_export.methods.gdfq import gdfq
+from gdfq_export.methods.recon import recon
 from gdfq_export.methods.task import Outcome, Task
 
-METHODS: dict[str, Callable[[Task], Outcome]] = {"gdfq": gdfq, "calibrate": calibrate}
+METHODS: dict[str, Callable[[Task], Outcome]] = {"gdfq": gdfq, "calibrate": calibrate, "recon": recon}
 
 __all__ = ["METHODS", "Outcome", "Task"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ def calibrate(task: Task) -> Outcome:
     settings = task.settings
     teacher = Teacher(task.captured, settings.device)
     state = start_generator(teacher, task.image, settings.schedule, settings.seed)
-    steps = train_generator(state, teacher, settings.schedule, task.progress, share=0.9)
+    steps = train_generator(state, teacher, settings.schedule, task.progress, share=0.9, checkpoint=task.checkpoint)
     quantized = quantize_with_images(task, teacher, state.model)
     return Outcome(quantized, hold_back(task, teacher, state.model), {"generator_steps": steps})
 
@@ -28,7 +30,12 @@ def quantize_with_images(task: Task, teacher: Teacher, model: Generator) -> Quan
     """Post-training quantization of the folded network on generated images."""
     settings = task.settings
     count, batch = settings.schedule.calibration_images, settings.schedule.batch
-    images = [x for x, _ in make_images(model, teacher, count, batch, settings.seed + 1)]
+    return quantize_to_nearest(task, [x for x, _ in make_images(model, teacher, count, batch, settings.seed + 1)])
+
+
+def quantize_to_nearest(task: Task, images: Sequence[Tensor]) -> Quantized:
+    """Post-training quantization with the ranges of the given batches, wherever they come from."""
+    settings = task.settings
     program = FloatProgram(task.folded).to(settings.device)
     task.progress("finding ranges", 0, 1)
     ranges = observe(program, task.plan, images, method=settings.ranges)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.generator import ImageSpec
 from gdfq_export.graph import Graph
 from gdfq_export.lower import Quantized
@@ -25,6 +26,7 @@ class Task:
     image: ImageSpec
     settings: Settings
     progress: Progress
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)  # saves nothing unless there is a work directory
 
 
 @dataclass(frozen=True, eq=False)

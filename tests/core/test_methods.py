@@ -64,10 +64,11 @@ def test_gdfq_trains_generator_and_student_in_turns_and_keeps_the_better_state(n
     assert figures["divergence_trained"] != figures["divergence_calibrated"]
 
 
-def test_a_budget_ends_training_after_at_least_one_step(network: LoadedModel) -> None:
-    task = settings("gdfq", dataclasses.replace(SHORT, budget_seconds=1e-6))
+def test_a_budget_ends_training_early(network: LoadedModel) -> None:
+    task = settings("gdfq", dataclasses.replace(SHORT, warmup_steps=10_000, steps=10_000, budget_seconds=0.5))
     figures = quantize_model(prepare(network, task), task).outcome.figures
-    assert (figures["generator_steps"], figures["student_steps"]) == (2, 1)
+    assert 1 <= figures["student_steps"] < 10_000
+    assert figures["generator_steps"] < 20_000
 
 
 def test_a_network_without_batch_norm_is_refused_with_what_to_do() -> None:
