@@ -59,6 +59,11 @@ class Coverage:
         return tuple(kernel for kernel in self.kernels if kernel.integer)
 
 
+def name_in_file(name: str) -> str:
+    """The name that a node of the optimized graph had before the runtime appended to it."""
+    return _RENAMED.sub("", name)
+
+
 def coverage_of(model: onnx.ModelProto, level: str = "all") -> Coverage:
     """Reads the graph that the runtime executes for `model`."""
     named = with_unique_names(model)
@@ -99,7 +104,7 @@ def _reason(source: Graph, node: Node, origin: Node | None) -> str:
 
 def _origin(node: Node, by_name: Mapping[str, Node], source: Graph) -> Node | None:
     """The file's operator that `node` came from: the one of the same name, or that computes the same tensor."""
-    name = _RENAMED.sub("", node.name)
+    name = name_in_file(node.name)
     if node.op == "Transpose" and name not in by_name:
         return None  # a change of layout that the runtime put there
     candidates = (source.producers.get(tensor) for tensor in (name, *node.outputs))
@@ -110,7 +115,7 @@ def _decomposed_from(node: Node, graph: Graph, by_name: Mapping[str, Node], sour
     """The file's operator whose parts the runtime runs one by one: the one before the next QuantizeLinear."""
     readers = graph.consumers.get(node.outputs[0], ())
     while len(readers) == 1:
-        quantizer = by_name.get(_RENAMED.sub("", readers[0].name))
+        quantizer = by_name.get(name_in_file(readers[0].name))
         if quantizer is not None:
             return source.producers.get(quantizer.input(0))
         readers = graph.consumers.get(readers[0].outputs[0], ())

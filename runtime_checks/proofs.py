@@ -44,6 +44,7 @@ class Proof:
 def prove(model: onnx.ModelProto, graph: Graph, shapes: Mapping[str, tuple[int | None, ...]]) -> list[Proof]:
     """All proofs for `model`, whose reference graph is `graph`; `shapes` are those that inference finds."""
     rows: list[Proof] = []
+    ranges = code_ranges(graph)
     for layer in layers_of(model, graph):
         rows += [prove_saturation(layer), prove_overflow(layer)]
         if layer.bias is not None:
@@ -161,9 +162,9 @@ def _differing_pairs(
     for axis, (name, params) in enumerate(operands):
         if graph.is_constant(name):
             codes = np.unique(graph.constants[name].astype(np.int64))
-        else:
-            found = ranges.get(name, CodeRange(params.qmin, params.qmax))
-            codes = np.arange(found.low, found.high + 1)
+        else:  # fewer than 256 behind a Clip on codes
+            possible = ranges.get(name, CodeRange(params.qmin, params.qmax))
+            codes = np.arange(possible.low, possible.high + 1)
         different = np.take(different, codes - params.qmin, axis)
     return int(different.sum())
 
