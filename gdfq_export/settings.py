@@ -78,6 +78,8 @@ class Settings:
     reconstruction: Reconstruction = Reconstruction(steps=300)
     size_budget: int | None = None  # bytes of the file; the widths of weights follow
     bit_operations_budget: int | None = None
+    allow_float: str | None = None  # regular expression: which operations may stay float
+    without: tuple[str, ...] = ()  # passes for speed that are left out
 
 
 def is_large(shape: tuple[int, ...]) -> bool:

@@ -65,3 +65,10 @@ def read_config(path: Path, known: set[str]) -> dict[str, Any]:
     if unknown:
         raise UsageError(f"--config {path} sets {unknown[0].replace('_', '-')!r}, which is no option of quantize")
     return options
+
+
+def max_memory_bytes(gigabytes: float) -> int:
+    """`--max-memory` as bytes."""
+    if not 0 < gigabytes < math.inf:
+        raise UsageError(f"--max-memory {gigabytes:g} is no size in GB: give more than 0")
+    return int(gigabytes * 1e9)

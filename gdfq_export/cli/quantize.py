@@ -27,6 +27,7 @@ TARGET_NAMES = ("portable", "x86-vnni", "x86-avx2", "arm64")
 INPUT_FORMATS = ("float-nchw", "uint8-nhwc")
 RANGE_NAMES = ("mse", "aciq", "kl", "ema", "percentile", "learned")
 READINGS = ("paper", "code")
+SPEED_PASSES = ("find_channel_shuffle", "pad_input")
 
 
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -148,6 +149,13 @@ def quantize(
     report: Annotated[
         Path | None, typer.Option(help="Write a page about the run: plan, layers, images, figures (HTML).")
     ] = None,
+    allow_float: Annotated[
+        str | None,
+        typer.Option(help="Operators or modules that may stay float, as a regular expression; they are listed."),
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help=f"Leave out a pass for speed ({', '.join(SPEED_PASSES)}); may be repeated.")
+    ] = None,
     no_companions: Annotated[
         bool, typer.Option("--no-companions", help="Write the ONNX file only, not the PyTorch and float ones.")
     ] = False,
@@ -165,6 +173,8 @@ def quantize(
     _one_of(ranges, RANGE_NAMES, "--ranges")
     _one_of(input_format, INPUT_FORMATS, "--input-format")
     _one_of(device, ("auto", "cpu", "cuda"), "--device")
+    for name in without or []:
+        _one_of(name, SPEED_PASSES, "--without")
     seconds = None if budget is None else parse_budget(budget)
     size = None if input_size is None else parse_size(input_size)
     if threads is not None and threads < 1:
@@ -272,6 +282,8 @@ def quantize(
         reconstruction=reconstruction_for(preset, loaded.input_size),
         size_budget=budgets[0],
         bit_operations_budget=budgets[1],
+        allow_float=allow_float,
+        without=tuple(without or ()),
         device="cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu",
     )
     if dry_run:
@@ -299,6 +311,8 @@ def quantize(
     print(f"agreement with the float network on held-back generated images: {result['teacher_agreement']:.1f} %")
     if loaded.weights_source == "random":
         print("weights are random (--no-pretrained): good for graph, size and latency only")
+    for part in result["float_parts"]:
+        print(f"stays float: {part}")
     if not no_companions:
         print(f"beside it: {files.fakequant.name} (PyTorch), {files.fp32.name} (float)")
     if report is not None:
