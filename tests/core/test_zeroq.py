@@ -13,11 +13,12 @@ from small_networks import folded, images
 from torch import nn
 
 from gdfq_export.allocation import Curve
-from gdfq_export.emit import onnx_from_integer_model, weight_bytes
+from gdfq_export.emit import onnx_from_integer_model
 from gdfq_export.errors import UsageError
 from gdfq_export.file_size import bytes_beside_weights
 from gdfq_export.models.random_weights import set_batch_norm_statistics
 from gdfq_export.models.sources import LoadedModel
+from gdfq_export.packing import weight_bytes
 from gdfq_export.pipeline import Exported, Prepared, prepare, quantize_model, write_files
 from gdfq_export.plan import BitWidths, make_plan, with_weight_bits
 from gdfq_export.program import FloatProgram
@@ -86,7 +87,8 @@ def test_bit_operations_are_multiplications_times_both_widths() -> None:
     graph = prepared(EIGHT).folded
     first = graph.of("conv")[0]
     plan = make_plan(graph, BitWidths(8, 4))
-    assert bit_operations_of(graph, plan, first, 3) == 3 * 32 * 9 * 8 * 8 * 3 * 4
+    channels = 4  # the image is padded from three
+    assert bit_operations_of(graph, plan, first, 3) == channels * 32 * 9 * 8 * 8 * 3 * 4
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
