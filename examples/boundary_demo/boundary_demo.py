@@ -12,6 +12,7 @@ and 9). Prints how often the network gives the points their labels, and how near
 from __future__ import annotations
 
 import argparse
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def label_of(points: Tensor) -> Tensor:
 def network() -> nn.Module:
     """Linear layers, batch norms and ReLUs."""
     widths, layers = [2, 64, 64], []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in itertools.pairwise(widths):
         layers += [nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], 2))
 
