@@ -1,7 +1,6 @@
 """Files that must fail on other machines, so that the comparison is seen to be able to fail there.
 
-Neither promises anything (they have no provenance), and a machine like the one that made the vectors computes both as
-the reference does.
+Neither promises anything: they have no provenance. A processor with VNNI and FMA computes both as the reference does.
 """
 
 from __future__ import annotations

@@ -41,9 +41,9 @@ class TorchComparison:
         }
 
 
-def check_companion(path: Path, checksum: str | None) -> None:
+def check_companion(path: Path, checksum: str) -> None:
     """Refuses a program that was not written together with the ONNX file."""
-    if checksum is not None and hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
         raise InputFileError(
             f"{path} does not belong to this ONNX file (its checksum differs): remove it, or quantize again"
         )

@@ -9,6 +9,7 @@ training distribution, and a larger one fits it better.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.errors import DivergedError
 from gdfq_export.generator import ImageSpec
 from gdfq_export.losses import run_with_statistics, statistics_loss
@@ -26,6 +28,9 @@ from gdfq_export.settings import Distillation
 from gdfq_export.synthesis import Teacher, autocast
 
 STAGE = "optimising images"
+IMAGES_STAGE = "images"
+SEEDS = 1_000_003  # between the seeds of two runs lie those of their batches
+FEWEST, FEWEST_STEPS = 64, 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,25 +40,60 @@ class Images:
     pixels: Tensor  # (N, C, H, W), normalised
     labels: Tensor  # (N,)
 
+    def joined(self, other: Images) -> Images:
+        """These and the others."""
+        return Images(torch.cat([self.pixels, other.pixels]), torch.cat([self.labels, other.labels]))
+
 
 def distil_images(
-    teacher: Teacher, spec: ImageSpec, schedule: Distillation, seed: int, progress: Progress, limit: float = math.inf
+    teacher: Teacher,
+    spec: ImageSpec,
+    schedule: Distillation,
+    seed: int,
+    progress: Progress,
+    checkpoint: Checkpoint | None = None,
 ) -> Images:
-    """Batch after batch, one at least, until there are enough or `limit` seconds have passed."""
-    randomness = torch.Generator().manual_seed(seed)
+    """Batch after batch, each from a seed of its own, so that a run continues with the batch that it was killed in."""
+    checkpoint = checkpoint or Checkpoint()
     count = -(-schedule.images // schedule.batch)
-    total, start = count * schedule.steps, time.monotonic()
-    batches: list[Images] = []
-    while not batches or (len(batches) < count and time.monotonic() - start < limit):
-        done = len(batches) * schedule.steps
-        size = min(schedule.batch, schedule.images - len(batches) * schedule.batch)
-        batches.append(
-            distil_batch(
-                teacher, spec, schedule, size, randomness, lambda step, done=done: progress(STAGE, done + step, total)
-            )
-        )
+    total = count * schedule.steps
+    saved = checkpoint.load(IMAGES_STAGE)
+    made = Images(saved["pixels"], saved["labels"]) if saved else None
+    for index in range(0 if made is None else -(-len(made.pixels) // schedule.batch), count):
+        size = min(schedule.batch, schedule.images - index * schedule.batch)
+        randomness = torch.Generator().manual_seed(seed * SEEDS + index)
+
+        def advance(step: int, before: int = index * schedule.steps) -> None:
+            progress(STAGE, before + step, total)
+
+        batch = distil_batch(teacher, spec, schedule, size, randomness, advance)
+        made = batch if made is None else made.joined(batch)
+        if checkpoint.is_due() or index == count - 1:
+            checkpoint.save(IMAGES_STAGE, {"pixels": made.pixels, "labels": made.labels})
+    assert made is not None
     progress(STAGE, total, total)
-    return Images(torch.cat([b.pixels for b in batches]), torch.cat([b.labels for b in batches]))
+    return made
+
+
+def fit_to_time(schedule: Distillation, seconds: float, seconds_per_image: float) -> Distillation:
+    """As many steps and images as there is time for: fewer images first, down to `FEWEST`, then fewer steps."""
+    affordable = seconds / max(seconds_per_image, 1e-9)  # images times steps
+    fewest = min(FEWEST, schedule.images)
+    steps = max(min(schedule.steps, int(affordable / fewest)), min(FEWEST_STEPS, schedule.steps))
+    images = min(schedule.images, max(fewest, int(affordable / steps)))
+    return dataclasses.replace(schedule, images=images, batch=min(schedule.batch, images), steps=steps)
+
+
+def time_a_step(teacher: Teacher, spec: ImageSpec, schedule: Distillation) -> float:
+    """Seconds that one image takes for one step."""
+    trial = dataclasses.replace(schedule, steps=1)
+    size = min(schedule.batch, 16)
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        distil_batch(teacher, spec, trial, size, torch.Generator().manual_seed(0))
+        seconds.append(time.monotonic() - start)
+    return min(seconds) / size
 
 
 def distil_batch(

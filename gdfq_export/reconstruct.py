@@ -19,11 +19,13 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gdfq_export.blocks import Block, find_blocks
+from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.errors import DivergedError
 from gdfq_export.fakequant import fake_quantize
 from gdfq_export.graph import INPUT, Graph
@@ -33,8 +35,13 @@ from gdfq_export.plan import TensorSpec
 from gdfq_export.progress import Progress
 from gdfq_export.quantizers import Affine
 from gdfq_export.settings import Reconstruction
+from gdfq_export.stopwatch import Stopwatch
 
 STAGE = "reconstructing blocks"
+BLOCKS_STAGE = "blocks"
+SEEDS = 1_000_003  # between the seeds of two runs lie those of their blocks
+POOL = 1 << 22
+TIMED = 5  # steps after which a block knows how long they take
 STRETCH = 0.1  # h reaches 0 and 1 at finite v
 FIRST_BETA, LAST_BETA = 20.0, 2.0
 
@@ -83,6 +90,48 @@ def largest_step(members: Sequence[TensorSpec], affine: Affine) -> float:
     return max(affine.scale, min([*above, *below], default=math.inf))
 
 
+class Dropping:
+    """Decides at random which values are rounded: windows into one pool of zeros and ones, laid out like the values.
+
+    Numbers instead of booleans, and `lerp` instead of `where`: those are vectorized.
+    """
+
+    def __init__(self, keep: float, randomness: torch.Generator) -> None:
+        self.randomness = randomness
+        self.pool = torch.rand(POOL, generator=randomness).lt_(keep)
+
+    def kept(self, like: Tensor) -> Tensor:
+        """Of the shape and memory layout of a dense tensor, each 1 with probability `keep`."""
+        size = like.numel()
+        pool = self.pool if size <= POOL // 2 else self.pool.repeat(2 * size // POOL + 1)
+        offset = int(torch.randint(0, len(pool) - size + 1, (1,), generator=self.randomness))
+        return pool[offset : offset + size].as_strided(like.shape, like.stride(), offset)
+
+    def mix(self, rounded: Tensor, exact: Tensor) -> Tensor:
+        """Each element from `rounded` where it is kept, from `exact` otherwise."""
+        return torch.lerp(exact, rounded, self.kept(rounded))
+
+
+class _RoundKept(torch.autograd.Function):
+    """Fake quantization of the values that are kept; the others pass. Gradients as in `fakequant`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: int, qmax: int, kept: Tensor) -> Tensor:
+        """`scale` is a scalar."""
+        ratio = x / scale
+        codes = torch.round(ratio).clamp_(-zero_point, qmax - zero_point)
+        inside = (codes - ratio).abs_().le_(0.5)  # 0 or 1
+        slope = torch.addcmul(codes, ratio, inside, value=-1).mul_(kept)
+        ctx.save_for_backward(inside.sub_(1).mul_(kept).add_(1), slope)
+        return torch.lerp(x, codes.mul_(scale), kept)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients for x and the scale."""
+        passes, slope = ctx.saved_tensors
+        return gradients[0] * passes, (gradients[0] * slope).sum(), None, None, None
+
+
 class BlockProgram(nn.Module):
     """A block whose rounding is learned."""
 
@@ -127,19 +176,22 @@ class BlockProgram(nn.Module):
             scale = (scale * self.steps[self.own[group]].exp()).clamp(max=self.limits[group])
         return scale
 
-    def _round(self, spec: TensorSpec, value: Tensor) -> Tensor:
-        scale = self.step(spec.group) * spec.factor
-        return fake_quantize(value, scale, self.affines[spec.group].zero_point, 0, spec.qmax)
+    def _round(self, spec: TensorSpec, value: Tensor, dropping: Dropping | None) -> Tensor:
+        scale, zero_point = self.step(spec.group) * spec.factor, self.affines[spec.group].zero_point
+        if dropping is None:
+            return fake_quantize(value, scale, zero_point, 0, spec.qmax)
+        value = value if value.is_contiguous() else value.contiguous(memory_format=torch.channels_last)
+        kept = dropping.kept(value)
+        return torch.as_tensor(_RoundKept.apply(value, scale, zero_point, spec.qmax, kept))  # type: ignore[no-untyped-call]
 
     def forward(
         self,
         inputs: Mapping[str, Tensor],
         *,
-        keep: float = 1.0,
-        randomness: torch.Generator | None = None,
+        dropping: Dropping | None = None,
         hard: bool = False,
     ) -> dict[str, Tensor]:
-        """The block's outputs; each rounding of an activation happens with probability `keep`."""
+        """The block's outputs; `dropping` decides which activations are rounded, without it all of them are."""
         values = dict(inputs)
         for node in self.block.nodes:
             held = dict(self.held[node.name])
@@ -151,8 +203,7 @@ class BlockProgram(nn.Module):
             arguments = [values[name] for name in node.inputs]
             value = values[INPUT] if node.op == INPUT else KERNELS[node.op](node, arguments, held)
             if node.name in self.plan.sources:
-                rounded = self._round(self.plan.tensors[node.name], value)
-                value = rounded if randomness is None else mix(rounded, value, keep, randomness)
+                value = self._round(self.plan.tensors[node.name], value, dropping)
             values[node.name] = value
         return {name: values[name] for name in self.block.outputs}
 
@@ -163,7 +214,13 @@ class BlockProgram(nn.Module):
 
     def roundings(self) -> list[LearnedRounding]:
         """The layers' weights in order."""
-        return [self.weights[slot] for slot in self.slots.values()]  # type: ignore[misc]
+        return [self.rounding(layer) for layer in self.slots]
+
+    def rounding(self, layer: str) -> LearnedRounding:
+        """One layer's weights."""
+        found = self.weights[self.slots[layer]]
+        assert isinstance(found, LearnedRounding)
+        return found
 
     @torch.no_grad()
     def learned(self, quantized: Quantized) -> Quantized:
@@ -173,7 +230,7 @@ class BlockProgram(nn.Module):
             if node.name not in self.slots:
                 continue
             slot = self.slots[node.name]
-            rounding = self.weights[slot]
+            rounding = self.rounding(node.name)
             parameters[node.parameters["weight"]] = rounding(hard=True).clone()
             scales[node.name] = rounding.scales().flatten().clone()
             if slot in self.biases:
@@ -197,30 +254,57 @@ def reconstruct(
     schedule: Reconstruction,
     seed: int,
     progress: Progress,
-    limit: float = math.inf,
+    stopwatch: Stopwatch | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Quantized:
-    """Reconstructs every block in turn; after `limit` seconds the blocks that are left stay as they were."""
-    randomness = torch.Generator().manual_seed(seed)
-    graph, plan = quantized.graph, quantized.plan
-    blocks = find_blocks(graph, plan)
+    """Reconstructs every block in turn; what is left of a time limit is shared out evenly among the blocks."""
+    stopwatch, checkpoint = stopwatch or Stopwatch(None), checkpoint or Checkpoint()
+    graph = quantized.graph
+    blocks = find_blocks(graph, quantized.plan)
     images = images.contiguous(memory_format=torch.channels_last)
     exact: dict[str, Tensor] = {INPUT: images}
     rounded: dict[str, Tensor] = {INPUT: images}
-    start = time.monotonic()
+    saved = checkpoint.load(BLOCKS_STAGE)
+    finished = 0
+    if saved is not None:
+        quantized, finished = quantized_from_saved(quantized, saved), saved["finished"]
+        stopwatch.add(saved["seconds"])
     for index, block in enumerate(blocks):
         program = BlockProgram(block, quantized)
         targets = run_float(graph, block, exact, schedule.batch)
-        if program.slots and time.monotonic() - start < limit:
+        seconds = stopwatch.left() / (len(blocks) - index)
+        if program.slots and index >= finished and seconds > 0:
             data = _Data(exact, rounded, targets)
-            for step in train_block(program, data, schedule, randomness):
-                progress(STAGE, index + step / schedule.steps, len(blocks))
+            randomness = torch.Generator().manual_seed(seed * SEEDS + index)
+            for share in train_block(program, data, schedule, randomness, seconds):
+                progress(STAGE, index + share, len(blocks))
             quantized = program.learned(quantized)
+            program = BlockProgram(block, quantized)
+            if checkpoint.is_due():
+                state = quantized_to_save(quantized)
+                checkpoint.save(BLOCKS_STAGE, {**state, "finished": index + 1, "seconds": stopwatch.seconds})
         outputs = run_block(program, rounded, schedule.batch)
         later = {name for following in blocks[index + 1 :] for name in following.inputs}
         exact = {name: value for name, value in {**exact, **targets}.items() if name in later}
         rounded = {name: value for name, value in {**rounded, **outputs}.items() if name in later}
         progress(STAGE, index + 1, len(blocks))
     return quantized
+
+
+def quantized_to_save(quantized: Quantized) -> dict[str, Any]:
+    """What reconstruction changes, as plain values and tensors."""
+    return {
+        "parameters": dict(quantized.graph.parameters),
+        "affines": {group: [affine.scale, affine.zero_point] for group, affine in quantized.affines.items()},
+        "weight_scales": dict(quantized.weight_scales),
+    }
+
+
+def quantized_from_saved(start: Quantized, saved: Mapping[str, Any]) -> Quantized:
+    """`start` with what was saved."""
+    affines = {group: Affine(scale, zero_point) for group, (scale, zero_point) in saved["affines"].items()}
+    graph = Graph(start.graph.nodes, saved["parameters"], start.graph.output)
+    return dataclasses.replace(start, graph=graph, affines=affines, weight_scales=saved["weight_scales"])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -233,9 +317,15 @@ class _Data:
 
 
 def train_block(
-    program: BlockProgram, data: _Data, schedule: Reconstruction, randomness: torch.Generator
-) -> Iterator[int]:
-    """Trains one block; yields the number of each finished step."""
+    program: BlockProgram,
+    data: _Data,
+    schedule: Reconstruction,
+    randomness: torch.Generator,
+    seconds: float = math.inf,
+) -> Iterator[float]:
+    """Trains one block; yields the share that is done after each step. Few seconds mean fewer steps."""
+    start, steps, step = time.monotonic(), schedule.steps, 0
+    dropping = Dropping(schedule.keep, randomness)
     roundings = program.roundings()
     groups = [
         {"params": [r.v for r in roundings], "lr": schedule.rounding_lr},
@@ -245,21 +335,22 @@ def train_block(
     optimizer = torch.optim.Adam([group for group in groups if group["params"]])
     rates = [group["lr"] for group in optimizer.param_groups]
     count = len(next(iter(data.targets.values())))
-    for step in range(schedule.steps):
+    while step < steps:
+        if step == TIMED and seconds < math.inf:
+            steps = min(steps, max(int(seconds / (time.monotonic() - start) * TIMED), TIMED))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         chosen = torch.randint(0, count, (schedule.batch,), generator=randomness)
         inputs = {
-            name: mix(data.rounded[name][chosen], data.exact[name][chosen], schedule.keep, randomness)
-            for name in program.block.inputs
+            name: dropping.mix(data.rounded[name][chosen], data.exact[name][chosen]) for name in program.block.inputs
         }
         if program.block.nodes[0].op == INPUT:
             inputs[INPUT] = data.exact[INPUT][chosen]
-        found = program(inputs, keep=schedule.keep, randomness=randomness)
+        found = program(inputs, dropping=dropping)
         loss = torch.stack(
             [(value - data.targets[name][chosen]).square().sum(1).mean() for name, value in found.items()]
         ).sum()
-        progressed = (step / schedule.steps - schedule.warmup) / (1 - schedule.warmup)
+        progressed = (step / steps - schedule.warmup) / (1 - schedule.warmup)
         if progressed >= 0:
             beta = LAST_BETA + 0.5 * (FIRST_BETA - LAST_BETA) * (1 + math.cos(math.pi * progressed))
             loss = loss + schedule.decide * program.undecided(beta)
@@ -272,14 +363,8 @@ def train_block(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        yield step + 1
-
-
-def mix(rounded: Tensor, exact: Tensor, keep: float, randomness: torch.Generator) -> Tensor:
-    """Each element from `rounded` with probability `keep`, from `exact` otherwise."""
-    if keep >= 1:
-        return rounded
-    return torch.where(torch.rand(rounded.shape, generator=randomness) < keep, rounded, exact)
+        step += 1
+        yield step / steps
 
 
 @torch.no_grad()

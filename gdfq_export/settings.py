@@ -54,9 +54,9 @@ class Reconstruction:
 
     steps: int  # a block
     batch: int = 32
-    rounding_lr: float = 1e-2
-    scale_lr: float = 1e-3
-    bias_lr: float = 1e-3
+    rounding_lr: float = 0.1
+    scale_lr: float = 5e-3
+    bias_lr: float = 3e-3
     keep: float = 0.5  # probability that an activation is rounded
     warmup: float = 0.2  # share of the steps before rounding must decide
     decide: float = 0.01  # weight of the rounding regulariser
@@ -76,6 +76,10 @@ class Settings:
     input_format: InputFormat = "float-nchw"
     distillation: Distillation = Distillation(images=256, batch=256, steps=150)
     reconstruction: Reconstruction = Reconstruction(steps=300)
+    size_budget: int | None = None  # bytes of the file; the widths of weights follow
+    bit_operations_budget: int | None = None
+    allow_float: str | None = None  # regular expression: which operations may stay float
+    without: tuple[str, ...] = ()  # passes for speed that are left out
 
 
 def is_large(shape: tuple[int, ...]) -> bool:

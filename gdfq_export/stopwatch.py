@@ -30,3 +30,7 @@ class Stopwatch:
     def is_over(self, share: float = 1.0) -> bool:
         """Whether this share of the budget is used up."""
         return self.limit < math.inf and self.seconds > share * self.limit
+
+    def left(self, share: float = 1.0) -> float:
+        """Seconds until this share of the budget is used up; infinite without a budget."""
+        return max(share * self.limit - self.seconds, 0.0)

@@ -1,9 +1,10 @@
 """Single accumulators of a layer, recomputed pair by pair: exact, as int32 wraps, and as int16 saturation clips.
 
     exact      sum_k x[k] * w[k]
-    saturated  sum_j clip16(x[2j] * w[2j] + x[2j+1] * w[2j+1])      (vpmaddubsw on x86 without VNNI)
+    wrapped    the same in 32 bits
+    saturated  sum_j clip16(x[2j] * w[2j] + x[2j+1] * w[2j+1]) in 32 bits      (vpmaddubsw on x86 without VNNI)
 
-Both on raw codes, K in the order kernel positions, then channels; the zero points are taken off afterwards, as the
+All on raw codes, K in the order kernel positions, then channels; the zero points are taken off afterwards, as the
 kernels do:  acc = sum - zx * sum(w) - zw * sum(x) + K * zx * zw + b.
 """
 
@@ -40,7 +41,7 @@ def accumulators_at(layer: Layer, codes: Array, positions: tuple[Array, ...]) ->
     paired = products.reshape(len(products), -1, 2).sum(axis=2)
     saturated = np.clip(paired, -32768, 32767).sum(axis=1)
     offset = _offset(layer, x, weight, outputs)
-    return Accumulators(exact + offset, _wrap(exact + offset), saturated + offset)
+    return Accumulators(exact + offset, _wrap(exact + offset), _wrap(saturated + offset))
 
 
 def _offset(layer: Layer, x: Array, weight: Array, outputs: Array) -> Array:

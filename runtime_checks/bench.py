@@ -24,7 +24,8 @@ import numpy as np
 
 from gdfq_export.runtime_checks.errors import CheckError
 from gdfq_export.runtime_checks.image_input import ImageInput, image_input, random_batch
-from gdfq_export.runtime_checks.loading import load_model
+from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY, load_model
+from gdfq_export.runtime_checks.session_memory import session_memory_mb
 
 MIN_RUNS = 20  # a median of fewer says little
 MAX_RUNS = 100_000  # microsecond models need no more
@@ -46,6 +47,7 @@ class Latency:
     mean_ms: float
     runs: int
     load_ms: float  # to create the session: reading, optimising, packing weights
+    memory_mb: float | None  # of the session and its first run; None where it cannot be measured
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Comparison:
 class _Runner:
     run: Callable[[], object]
     load_ms: float
+    memory_mb: float | None
 
 
 def bench(
@@ -74,10 +77,11 @@ def bench(
     seconds: float,
     runs: int | None = None,
     seed: int = 0,
+    max_memory: int = DEFAULT_MAX_MEMORY,
 ) -> list[Comparison]:
     """Measures each number of threads for about `seconds`, or for `runs` pairs; batch 1 and random input."""
     files = [path] if baseline is None else [path, baseline]
-    inputs = [image_input(load_model(file), file) for file in files]
+    inputs = [image_input(load_model(file, max_memory), file) for file in files]
     return [
         _measure(
             [_runner(file, spec, count, seed) for file, spec in zip(files, inputs, strict=True)], count, seconds, runs
@@ -102,7 +106,8 @@ def _runner(path: Path, spec: ImageInput, threads: int, seed: int) -> _Runner:
         session.run(None, feed)
     except Exception as error:  # ONNX Runtime's exceptions share no base of their own
         raise CheckError(f"{path}: ONNX Runtime cannot run it: {_first_line(error)}") from error
-    return _Runner(lambda: session.run(None, feed), load_ms)
+    memory = session_memory_mb(path, spec.name, feed[spec.name], threads)
+    return _Runner(lambda: session.run(None, feed), load_ms, memory)
 
 
 def _measure(runners: Sequence[_Runner], threads: int, seconds: float, runs: int | None) -> Comparison:
@@ -117,7 +122,7 @@ def _measure(runners: Sequence[_Runner], threads: int, seconds: float, runs: int
         order.reverse()
     ratios = [base / ours for ours, base in zip(times[0], times[1], strict=True)] if len(times) == 2 else []
     median, low, high = _median_interval(ratios) if ratios else (None, None, None)
-    latencies = [_latency(one, runner.load_ms) for one, runner in zip(times, runners, strict=True)]
+    latencies = [_latency(one, runner) for one, runner in zip(times, runners, strict=True)]
     return Comparison(
         threads=threads,
         model=latencies[0],
@@ -153,9 +158,9 @@ def _timed(runner: _Runner) -> float:
     return (time.perf_counter_ns() - start) / 1e6
 
 
-def _latency(times: Sequence[float], load_ms: float) -> Latency:
+def _latency(times: Sequence[float], runner: _Runner) -> Latency:
     p50, p90, p99 = (float(value) for value in np.percentile(times, [50, 90, 99]))
-    return Latency(p50, p90, p99, float(np.mean(times)), len(times), load_ms)
+    return Latency(p50, p90, p99, float(np.mean(times)), len(times), runner.load_ms, runner.memory_mb)
 
 
 def _median_interval(ratios: Sequence[float]) -> tuple[float, float, float]:

@@ -14,13 +14,14 @@ from gdfq_export.runtime_checks.causes import NOT_FUSED, cause_of
 from gdfq_export.runtime_checks.compare import Difference, compare
 from gdfq_export.runtime_checks.coverage import Coverage, coverage_of
 from gdfq_export.runtime_checks.golden import read_golden, read_provenance
-from gdfq_export.runtime_checks.graph import Array, Graph, Node, with_unique_names
+from gdfq_export.runtime_checks.graph import Array, Graph, with_unique_names
 from gdfq_export.runtime_checks.inputs import verification_inputs
 from gdfq_export.runtime_checks.instrument import Instrumented, instrument
 from gdfq_export.runtime_checks.layers import Layer, layers_of
 from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY, load_model
 from gdfq_export.runtime_checks.minimal import minimal_model
 from gdfq_export.runtime_checks.model_inputs import input_spec
+from gdfq_export.runtime_checks.quantizer_of import operator_of
 from gdfq_export.runtime_checks.reference import reference_graph, run_reference
 from gdfq_export.runtime_checks.sessions import Session
 
@@ -156,13 +157,3 @@ def explain(
         inputs={value.name: mismatch.shown[value.name] for value in small.graph.input},
         model=small,
     )
-
-
-def operator_of(graph: Graph, tensor: str) -> Node:
-    """The operator behind a quantized tensor: past its QuantizeLinear, and past a Relu or Clip before that."""
-    node = graph.producers[tensor]
-    for skipped in ("QuantizeLinear", "Clip", "Relu"):
-        previous = graph.producers.get(node.input(0))
-        if node.op == skipped and previous is not None and previous.op != "DequantizeLinear":
-            node = previous
-    return node

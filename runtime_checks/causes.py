@@ -63,10 +63,12 @@ def _cause_in_layer(
             return bool(np.array_equal(accumulators.astype(np.float32) * scale, actual))
         return bool(np.array_equal(requantize(accumulators, scale, result), actual))
 
-    if explains(sums.saturated):
-        return SATURATION, "the sum of two products left int16"
     if explains(sums.wrapped):
         return OVERFLOW, "the accumulator left int32"
+    if explains(sums.saturated):
+        if (sums.exact != sums.wrapped).any():
+            return OVERFLOW, "the accumulator left int32, and sums of two products left int16 as well"
+        return SATURATION, "the sum of two products left int16"
     if layer.bias is not None and np.abs(layer.bias.astype(np.int64)).max(initial=0) >= _INT32_MAX:
         return CLIPPED_BIAS, "a bias stands at the end of int32"
     if result is not None and _all_ties(sums.exact, scale, result) and _largest_step(expected, found) == 1:

@@ -18,7 +18,7 @@ from gdfq_export.runtime_checks.graph import Graph, Node, graph_from_model, with
 from gdfq_export.runtime_checks.movement import MOVES
 from gdfq_export.runtime_checks.reasons import reason_for_float
 from gdfq_export.runtime_checks.sessions import optimized_model
-from gdfq_export.runtime_checks.tensor_types import CODE_TYPES, element_types
+from gdfq_export.runtime_checks.tensor_types import CODE_TYPES, INDEX_TYPES, element_types
 
 _INTEGER_KERNELS = ("QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul")
 _LINEAR = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose", "MatMulNBits")
@@ -57,6 +57,11 @@ class Coverage:
     def integer_kernels(self) -> tuple[Kernel, ...]:
         """The kernels that compute on codes."""
         return tuple(kernel for kernel in self.kernels if kernel.integer)
+
+
+def name_in_file(name: str) -> str:
+    """The name that a node of the optimized graph had before the runtime appended to it."""
+    return _RENAMED.sub("", name)
 
 
 def coverage_of(model: onnx.ModelProto, level: str = "all") -> Coverage:
@@ -99,7 +104,7 @@ def _reason(source: Graph, node: Node, origin: Node | None) -> str:
 
 def _origin(node: Node, by_name: Mapping[str, Node], source: Graph) -> Node | None:
     """The file's operator that `node` came from: the one of the same name, or that computes the same tensor."""
-    name = _RENAMED.sub("", node.name)
+    name = name_in_file(node.name)
     if node.op == "Transpose" and name not in by_name:
         return None  # a change of layout that the runtime put there
     candidates = (source.producers.get(tensor) for tensor in (name, *node.outputs))
@@ -110,7 +115,7 @@ def _decomposed_from(node: Node, graph: Graph, by_name: Mapping[str, Node], sour
     """The file's operator whose parts the runtime runs one by one: the one before the next QuantizeLinear."""
     readers = graph.consumers.get(node.outputs[0], ())
     while len(readers) == 1:
-        quantizer = by_name.get(_RENAMED.sub("", readers[0].name))
+        quantizer = by_name.get(name_in_file(readers[0].name))
         if quantizer is not None:
             return source.producers.get(quantizer.input(0))
         readers = graph.consumers.get(readers[0].outputs[0], ())
@@ -124,12 +129,14 @@ def _tensor_name(node: Node, origin: Node | None) -> str:
 
 
 def _is_integer(node: Node, types: Mapping[str, int]) -> bool:
-    """A kernel on codes: one of the fused ones, or any operator that reads and writes 8- or 16-bit integers."""
+    """A kernel on codes: one of the fused ones, or any that writes codes, or makes them the index into a table."""
     if node.op.startswith("QLinear") or node.op in _INTEGER_KERNELS:
         return True
     if node.op in ("QuantizeLinear", "DequantizeLinear"):
         return False
-    return bool(node.outputs) and types.get(node.outputs[0]) in CODE_TYPES
+    result = types.get(node.outputs[0]) if node.outputs else None
+    indexes = node.op == "Cast" and result in INDEX_TYPES and types.get(node.inputs[0]) in CODE_TYPES
+    return result in CODE_TYPES or indexes
 
 
 def _is_float_operator(node: Node, graph: Graph, behind: set[str], ahead: set[str]) -> bool:

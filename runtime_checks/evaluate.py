@@ -19,7 +19,7 @@ import numpy.typing as npt
 from gdfq_export.runtime_checks.errors import CheckError, UnsupportedGraphError
 from gdfq_export.runtime_checks.image_input import ImageInput, image_input
 from gdfq_export.runtime_checks.images import LabelledImage, Preprocessing, list_images, network_input
-from gdfq_export.runtime_checks.loading import load_model
+from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY, load_model
 from gdfq_export.runtime_checks.sessions import Session
 
 BATCH = 32  # where the model's batch is dynamic
@@ -45,9 +45,10 @@ def evaluate(
     resize: int | None = None,
     threads: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
+    max_memory: int = DEFAULT_MAX_MEMORY,
 ) -> Accuracy:
     """Runs the model on every image of `data`; options override the file's own preprocessing."""
-    model = load_model(path)
+    model = load_model(path, max_memory)
     spec = image_input(model, path)
     preprocessing, notes = preprocessing_of(spec, path, mean, std, resize)
     images = list_images(data)

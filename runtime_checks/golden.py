@@ -35,6 +35,7 @@ FORMAT = 1
 
 _HASH_DIGITS = 16
 _DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "uint8": np.dtype("u1")}
+_SIMULATION = ("images", "elements", "differing", "share", "max_steps", "top1_agreement")
 _MAX_BYTES = 1 << 28  # of one stored array; a small file cannot blow up into gigabytes
 
 
@@ -53,6 +54,19 @@ def read_provenance(model: onnx.ModelProto) -> dict[str, Any]:
     if version != FORMAT:
         raise CheckError(f"metadata '{PROVENANCE_KEY}' has format {version!r}, this version reads {FORMAT}; update it")
     return provenance
+
+
+def read_simulation(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How far the float simulation of training was from the integers when the file was made; None where it is not said.
+
+    {images, elements, differing, share, max_steps, top1_agreement}
+    """
+    stated = provenance.get("simulation")
+    if stated is None:
+        return None
+    if not isinstance(stated, dict) or not all(isinstance(stated.get(key), int | float) for key in _SIMULATION):
+        raise CheckError(f"metadata '{PROVENANCE_KEY}' is damaged: its simulation lacks a number")
+    return {key: stated[key] for key in _SIMULATION}
 
 
 def changed_groups(model: onnx.ModelProto) -> list[str] | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from gdfq_export.runtime_checks.code_ranges import CodeRange, code_ranges
 from gdfq_export.runtime_checks.coverage import Coverage, FloatOperator, Kernel, coverage_of
@@ -15,6 +17,8 @@ from gdfq_export.runtime_checks.golden import read_provenance
 from gdfq_export.runtime_checks.graph import Graph, Node, graph_from_model, with_unique_names
 from gdfq_export.runtime_checks.layers import Layer, layers_of
 from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY, load_model
+from gdfq_export.runtime_checks.model_inputs import InputSpec, input_spec
+from gdfq_export.runtime_checks.profile import profiled_kernels
 from gdfq_export.runtime_checks.quantized_files import require_quantized
 from gdfq_export.runtime_checks.quantizer_of import quantizer_behind, quantizer_node
 from gdfq_export.runtime_checks.reference import reference_graph
@@ -82,7 +86,7 @@ def inspect_model(path: str | Path, *, max_memory: int = DEFAULT_MAX_MEMORY) -> 
     model = with_unique_names(load_model(path, max_memory))
     source = fold_constants(graph_from_model(model))
     kind = require_quantized(graph_from_model(model), Path(path).name)
-    graph, coverage = reference_graph(model), coverage_of(model)
+    graph, coverage, provenance = reference_graph(model), coverage_of(model), read_provenance(model)
     ranges, layers = code_ranges(graph), {layer.node.name: layer for layer in layers_of(model, graph)}
     by_name = {node.name: node for node in graph.nodes}
     nodes = [
@@ -93,12 +97,12 @@ def inspect_model(path: str | Path, *, max_memory: int = DEFAULT_MAX_MEMORY) -> 
     return InspectResult(
         nodes=tuple(nodes),
         float_operators=coverage.float_operators,
-        warnings=tuple(_warnings(source, coverage)),
+        warnings=(*_warnings(source, coverage), *_not_profiled(model, coverage, input_spec(graph, provenance))),
         kind=kind,
         opset=graph.opset,
         file_bytes=Path(path).stat().st_size,
         runtime=runtime_version(),
-        provenance=read_provenance(model),
+        provenance=provenance,
     )
 
 
@@ -148,3 +152,13 @@ def _warnings(source: Graph, coverage: Coverage) -> list[str]:
             if constant is not None and constant.dtype == np.float32:
                 found.append(f"{node.op} '{node.name}': ONNX Runtime quantizes its float {what} when it loads the file")
     return found
+
+
+def _not_profiled(model: onnx.ModelProto, coverage: Coverage, spec: InputSpec) -> list[str]:
+    """Where the kernels that ran are not those of the optimized graph, on which the report rests."""
+    ran = profiled_kernels(model, np.zeros((spec.batch or 1, *spec.shape), spec.dtype))
+    stated = Counter(kernel.op for kernel in coverage.kernels)
+    if ran == stated:
+        return []
+    other = ", ".join(sorted({*(ran - stated), *(stated - ran)}))
+    return [f"the runtime's profile and its optimized graph name different kernels ({other})"]

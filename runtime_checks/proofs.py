@@ -20,6 +20,7 @@ import onnx
 
 from gdfq_export.runtime_checks import pairs, tables
 from gdfq_export.runtime_checks.arithmetic import Quantization
+from gdfq_export.runtime_checks.code_ranges import CodeRange, code_ranges
 from gdfq_export.runtime_checks.graph import Array, Graph, Node
 from gdfq_export.runtime_checks.layers import Layer, dequantized_tensor, layers_of
 from gdfq_export.runtime_checks.quantizer_of import quantizer_behind
@@ -43,13 +44,15 @@ class Proof:
 def prove(model: onnx.ModelProto, graph: Graph, shapes: Mapping[str, tuple[int | None, ...]]) -> list[Proof]:
     """All proofs for `model`, whose reference graph is `graph`; `shapes` are those that inference finds."""
     rows: list[Proof] = []
+    ranges = code_ranges(graph)
     for layer in layers_of(model, graph):
         rows += [prove_saturation(layer), prove_overflow(layer)]
         if layer.bias is not None:
             rows += [prove_bias(layer), prove_bias_scale(layer)]
     with np.errstate(all="ignore"):  # extreme scales overflow in the formulas as well
+        ranges = code_ranges(graph)
         for node in graph.nodes:
-            rows += _prove_isa(node, graph, shapes)
+            rows += _prove_isa(node, graph, shapes, ranges)
     return rows
 
 
@@ -115,7 +118,9 @@ def prove_bias_scale(layer: Layer) -> Proof:
     return Proof(layer.name, "bias_scale", proved, error, "relative error of the bias scale against sx * sw")
 
 
-def _prove_isa(node: Node, graph: Graph, shapes: Mapping[str, tuple[int | None, ...]]) -> list[Proof]:
+def _prove_isa(
+    node: Node, graph: Graph, shapes: Mapping[str, tuple[int | None, ...]], ranges: Mapping[str, CodeRange]
+) -> list[Proof]:
     """The proof for `node` where instruction sets could differ on it."""
     quantizer = quantizer_behind(graph, node)
     if quantizer is None or node.op not in _ISA_PROOFS:
@@ -125,7 +130,7 @@ def _prove_isa(node: Node, graph: Graph, shapes: Mapping[str, tuple[int | None, 
     if len(operands) != len(sources) or any(params.dtype.itemsize > 1 for _, params in operands):
         return []
     if node.op in ("Add", "Mul"):
-        different = _differing_pairs(node.op, operands, graph, quantizer, shapes)
+        different = _differing_pairs(node.op, operands, graph, quantizer, shapes, ranges)
         return [Proof(node.name, "isa", different == 0, different, "pairs of codes on which instruction sets differ")]
     if node.op == "Sigmoid":
         return [_prove_sigmoid(node, operands[0][1], quantizer)]
@@ -141,8 +146,9 @@ def _differing_pairs(
     graph: Graph,
     result: Quantization,
     shapes: Mapping[str, tuple[int | None, ...]],
+    ranges: Mapping[str, CodeRange],
 ) -> int:
-    """On how many pairs of codes the instruction sets' formulas differ; a constant operand counts its own codes."""
+    """On how many pairs of codes that can occur the instruction sets' formulas differ."""
     (name_a, a), (name_b, b) = operands
     formulas = dict(pairs.ADD_FORMULAS if op == "Add" else pairs.MUL_FORMULAS)
     shape_a, shape_b = shapes.get(name_a), shapes.get(name_b)
@@ -155,7 +161,11 @@ def _differing_pairs(
         different |= other != results[0]
     for axis, (name, params) in enumerate(operands):
         if graph.is_constant(name):
-            different = np.take(different, np.unique(graph.constants[name].astype(np.int64)) - params.qmin, axis)
+            codes = np.unique(graph.constants[name].astype(np.int64))
+        else:  # fewer than 256 behind a Clip on codes
+            possible = ranges.get(name, CodeRange(params.qmin, params.qmax))
+            codes = np.arange(possible.low, possible.high + 1)
+        different = np.take(different, codes - params.qmin, axis)
     return int(different.sum())
 
 

@@ -1,4 +1,4 @@
-"""Which QuantizeLinear ends an operator: directly, or behind a Relu or Clip."""
+"""Which QuantizeLinear ends an operator, directly or behind a Relu or Clip; and back from its codes."""
 
 from __future__ import annotations
 
@@ -22,3 +22,14 @@ def quantizer_behind(graph: Graph, node: Node) -> Quantization | None:
         return None
     params = quantization_from_constants(graph.constants[reader.input(1)], graph.constants.get(reader.input(2)), reader)
     return None if params.axis is not None else params
+
+
+def operator_of(graph: Graph, tensor: str) -> Node:
+    """The operator behind a quantized tensor: past Clip on codes, QuantizeLinear, and a Relu or Clip before it."""
+    node = graph.producers[tensor]
+    while node.op in ("QuantizeLinear", "Clip", "Relu"):
+        previous = graph.producers.get(node.input(0))
+        if previous is None or previous.op == "DequantizeLinear":
+            break
+        node = previous
+    return node

@@ -57,15 +57,16 @@ def optimized_model(model: onnx.ModelProto, level: str = "all") -> onnx.ModelPro
         return onnx.load(path)
 
 
-def profiled_kernels(model: onnx.ModelProto, feed: Array) -> Counter[str]:
-    """How often each kernel ran on `feed`, from the runtime's own profile."""
+def profile_events(model: onnx.ModelProto, feed: Array, *, threads: int = 0, runs: int = 1) -> list[dict[str, Any]]:
+    """The events of the runtime's own profile of `runs` runs on `feed`."""
     with tempfile.TemporaryDirectory() as folder:
         prefix = str(Path(folder) / "profile")
-        session = _open(model, "all", {"enable_profiling": True, "profile_file_prefix": prefix})
-        session.run(None, {session.get_inputs()[0].name: feed})
-        events = json.loads(Path(session.end_profiling()).read_text())
-    runs = (event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"))
-    return Counter(event["args"]["op_name"] for event in runs)
+        options = {"enable_profiling": True, "profile_file_prefix": prefix, "intra_op_num_threads": threads}
+        session = _open(model, "all", options)
+        for _ in range(runs):
+            session.run(None, {session.get_inputs()[0].name: feed})
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+    return events
 
 
 def instrumented(model: onnx.ModelProto, tensors: Mapping[str, int]) -> onnx.ModelProto:

@@ -19,7 +19,13 @@ from gdfq_export.runtime_checks.compare import Difference, compare
 from gdfq_export.runtime_checks.comparison import PROMISED_LEVEL, Comparison, LevelResult
 from gdfq_export.runtime_checks.coverage import Coverage, coverage_of
 from gdfq_export.runtime_checks.errors import CheckError
-from gdfq_export.runtime_checks.golden import Golden, changed_groups, read_golden, read_provenance
+from gdfq_export.runtime_checks.golden import (
+    Golden,
+    changed_groups,
+    read_golden,
+    read_provenance,
+    read_simulation,
+)
 from gdfq_export.runtime_checks.graph import Array, graph_from_model, with_unique_names
 from gdfq_export.runtime_checks.inputs import verification_inputs
 from gdfq_export.runtime_checks.instrument import instrument
@@ -28,6 +34,7 @@ from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY, load_model
 from gdfq_export.runtime_checks.model_inputs import InputSpec, input_spec
 from gdfq_export.runtime_checks.proofs import Proof, holds, prove
 from gdfq_export.runtime_checks.quantized_files import require_quantized
+from gdfq_export.runtime_checks.range_use import RangeUse, range_use
 from gdfq_export.runtime_checks.reference import reference_graph
 from gdfq_export.runtime_checks.sessions import LEVELS, runtime_version
 from gdfq_export.runtime_checks.shapes import elements_per_image, known_shapes
@@ -51,6 +58,8 @@ class VerifyResult:
     golden: Difference | None  # None where the file has no vectors
     same_kernels: bool  # the instrumented copy runs the same kernels as the file
     same_outputs: bool  # and gives the same outputs
+    activations: tuple[RangeUse, ...]
+    simulation: dict[str, Any] | None  # training's float simulation against the integers, as `quantize` measured it
     portable: bool
     kind: str
     runtime: str
@@ -85,6 +94,8 @@ class VerifyResult:
             "instrumented": {"same_kernels": self.same_kernels, "same_outputs": self.same_outputs},
             "hashes": None if self.changed_groups is None else {"changed": list(self.changed_groups)},
             "golden": None if self.golden is None else vars(self.golden),
+            "simulation": self.simulation,
+            "activations": [item.to_json() for item in self.activations],
             "not_proved": [
                 {
                     "layer": row.layer,
@@ -112,14 +123,15 @@ def verify_model(
     wanted = tuple(dict.fromkeys((PROMISED_LEVEL, *levels)))
     if unknown := [level for level in wanted if level not in LEVELS]:
         raise CheckError(f"unknown optimization level '{unknown[0]}'; there are {', '.join(LEVELS)}")
-    model = with_unique_names(load_model(path, max_memory))
+    stored = load_model(path, max_memory)
+    model = with_unique_names(stored)
     kind = require_quantized(graph_from_model(model), Path(path).name)
     graph, shapes = reference_graph(model), known_shapes(model)
-    provenance, changed, golden = read_provenance(model), changed_groups(model), read_golden(model)
+    provenance, changed, golden = read_provenance(model), changed_groups(stored), read_golden(model)
     spec = input_spec(graph, provenance)
     layers = layers_of(model, graph)
-    stored = None if golden is None else golden.codes
-    feeds = verification_inputs(spec, graph, layers, stored, max(samples, 1), seed)
+    vectors = None if golden is None else golden.codes
+    feeds = verification_inputs(spec, graph, layers, vectors, max(samples, 1), seed)
     copy = instrument(model, graph)
     comparison = Comparison(model, copy, wanted, threads)
     done = 0
@@ -128,15 +140,17 @@ def verify_model(
         done += count
         if progress:
             progress(done, len(feeds))
-    outputs = comparison.outputs()
+    outputs, results = comparison.outputs(), comparison.results()
     return VerifyResult(
-        levels=comparison.results(),
+        levels=results,
         coverage=coverage_of(model),
         proofs=tuple(prove(model, graph, shapes)),
         changed_groups=None if changed is None else tuple(changed),
         golden=None if golden is None else _compare_golden(golden, outputs),
         same_kernels=copy.same_kernels,
         same_outputs=comparison.same_outputs,
+        activations=range_use(graph, results[PROMISED_LEVEL]),
+        simulation=read_simulation(provenance),
         portable=provenance.get("target") == PORTABLE,
         kind=kind,
         runtime=runtime_version(),

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gdfq_export.cli.options import max_memory_bytes
 from gdfq_export.errors import UsageError
 
 if TYPE_CHECKING:
     from gdfq_export.runtime_checks.bench import Comparison, Latency
+    from gdfq_export.runtime_checks.profile import Profile
 
 MAX_THREADS = 1024
 
@@ -29,18 +31,28 @@ def bench(
         int | None, typer.Option(min=1, help="Runs of each network, instead of a time.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random input.")] = 0,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Name the ten slowest kernels, and every operator that runs in float.")
+    ] = False,
+    max_memory: Annotated[float, typer.Option(help="Refuse models that would need more memory, in GB.")] = 8.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Measure latency at batch 1, in turns with the float network, and report percentiles and the speedup."""
-    counts = parse_threads(threads)
+    counts, limit = parse_threads(threads), max_memory_bytes(max_memory)
     from gdfq_export.runtime_checks.bench import bench as measure
 
     against = baseline or find_baseline(model)
-    results = measure(model, against, counts, seconds, runs, seed)
+    from gdfq_export.runtime_checks.profile import profile_model
+
+    results = measure(model, against, counts, seconds, runs, seed, limit)
+    kernels = profile_model(model, threads=counts[0], seed=seed, max_memory=limit) if profile else None
     if as_json:
-        print(json.dumps(as_object(model, against, results)))
+        report = as_object(model, against, results)
+        print(json.dumps(report if kernels is None else {**report, "profile": kernels.to_json()}))
     else:
         _print_table(model, against, results)
+        if kernels is not None:
+            _print_profile(kernels)
     for result in results:
         for warning in result.warnings:
             typer.echo(f"warning: {_threads(result)}: {warning}", err=True)
@@ -86,8 +98,8 @@ def as_object(model: Path, baseline: Path | None, results: list[Comparison]) -> 
     }
 
 
-def _rounded(latency: Latency) -> dict[str, float | int]:
-    return {key: round(value, 4) for key, value in dataclasses.asdict(latency).items()}
+def _rounded(latency: Latency) -> dict[str, float | int | None]:
+    return {key: _round(value) for key, value in dataclasses.asdict(latency).items()}
 
 
 def _round(value: float | None) -> float | None:
@@ -99,19 +111,39 @@ def _print_table(model: Path, baseline: Path | None, results: list[Comparison]) 
     from rich.table import Table
 
     table = Table("threads", "file", title="milliseconds, batch 1")
-    for heading in ("p50", "p90", "p99", "mean", "load", "runs"):
+    for heading in ("p50", "p90", "p99", "mean", "load", "MB", "runs"):
         table.add_column(heading, justify="right")
     for result in results:
         for file, latency in ((model, result.model), (baseline, result.baseline)):
             if file is not None and latency is not None:
                 times = (latency.p50_ms, latency.p90_ms, latency.p99_ms, latency.mean_ms)
-                cells = [*(f"{value:.3f}" for value in times), f"{latency.load_ms:.0f}", str(latency.runs)]
+                memory = "-" if latency.memory_mb is None else f"{latency.memory_mb:.0f}"
+                cells = [*(f"{value:.3f}" for value in times), f"{latency.load_ms:.0f}", memory, str(latency.runs)]
                 table.add_row(str(result.threads), file.name, *cells)
     Console().print(table)
     for result in results:
         if result.speedup is not None:
             interval = f"95 % interval {result.speedup_low:.2f} to {result.speedup_high:.2f}"
             print(f"{_threads(result)}: speedup {result.speedup:.2f} ({interval})")
+
+
+def _print_profile(profile: Profile) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = profile.to_json()["slowest"]
+    table = Table("kernel", "op", title=f"the slowest {len(shown)} of {len(profile.kernels)} kernels")
+    for heading in ("us", "share"):
+        table.add_column(heading, justify="right")
+    for kernel in shown:
+        style = "yellow" if kernel["in_float"] else None
+        cells = (escape(kernel["name"]), kernel["op"], f"{kernel['median_us']:.0f}", f"{100 * kernel['share']:.1f} %")
+        table.add_row(*cells, style=style)
+    console = Console()
+    console.print(table)
+    for operator in profile.float_operators:
+        console.print(f"float: {operator.op} '{escape(operator.name)}': {escape(operator.reason)}", soft_wrap=True)
 
 
 def _threads(result: Comparison) -> str:

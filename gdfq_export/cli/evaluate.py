@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from gdfq_export.cli.options import max_memory_bytes
 from gdfq_export.errors import UsageError
 
 
@@ -31,12 +32,14 @@ def evaluate(
         int | None, typer.Option(min=1, help="Shorter side before the centre crop; default: what the file says.")
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the runtime; 0: one a core.")] = 0,
+    max_memory: Annotated[float, typer.Option(help="Refuse models that would need more memory, in GB.")] = 8.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Measure top-1 and top-5 accuracy on a folder of labelled images."""
     means, stds = numbers("--mean", mean), numbers("--std", std)
     if stds and min(stds) <= 0:
         raise UsageError(f"--std must be positive, not {std!r}")
+    limit = max_memory_bytes(max_memory)
     from rich.console import Console
     from rich.progress import Progress
 
@@ -53,6 +56,7 @@ def evaluate(
             resize,
             threads,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            max_memory=limit,
         )
     for note in accuracy.notes:
         typer.echo(f"warning: {note}", err=True)

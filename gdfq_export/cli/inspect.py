@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gdfq_export.cli.options import max_memory_bytes
+
 if TYPE_CHECKING:
     from gdfq_export.runtime_checks.inspect import InspectResult
 
@@ -17,12 +19,13 @@ def inspect(
     assert_integer: Annotated[
         bool, typer.Option("--assert-integer", help="Exit with 1 if any operator runs in float.")
     ] = False,
+    max_memory: Annotated[float, typer.Option(help="Refuse models that would need more memory, in GB.")] = 8.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List a file's operators with their bits, scales and kernels, and say why any of them runs in float."""
     from gdfq_export.runtime_checks.inspect import inspect_model
 
-    result = inspect_model(model)
+    result = inspect_model(model, max_memory=max_memory_bytes(max_memory))
     if as_json:
         print(json.dumps(result.to_json()))
     else:

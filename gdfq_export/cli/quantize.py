@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gdfq_export.ablations import Ablations
-from gdfq_export.cli.options import parse_budget, parse_floats, parse_size, read_config
+from gdfq_export.cli.options import BYTES, OPERATIONS, parse_amount, parse_budget, parse_floats, parse_size, read_config
 from gdfq_export.cli.switches import PANEL, check_switches
 from gdfq_export.errors import UsageError
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from gdfq_export.pipeline import Prepared
     from gdfq_export.settings import Settings
 
-METHOD_NAMES = ("gdfq", "calibrate", "recon")
+METHOD_NAMES = ("gdfq", "calibrate", "recon", "dfq", "zeroq", "dfqf")
 PRESETS = ("fast", "standard", "paper")
 TARGET_NAMES = ("portable", "x86-vnni", "x86-avx2", "arm64")
 INPUT_FORMATS = ("float-nchw", "uint8-nhwc")
 RANGE_NAMES = ("mse", "aciq", "kl", "ema", "percentile", "learned")
 READINGS = ("paper", "code")
+SPEED_PASSES = ("find_channel_shuffle", "pad_input")
 
 
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -40,6 +41,26 @@ def _one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
     if value not in allowed:
         raise UsageError(f"{option} {value!r} is none of {', '.join(allowed)}")
     return value
+
+
+def _width_budgets(
+    method: str, size: str | None, bitops: str | None, weight_bits: int | None, *, dry_run: bool
+) -> tuple[int | None, int | None]:
+    """The budgets that decide the width of each layer, in bytes and in bit operations; one of them at most."""
+    given = {"--size-budget": size, "--bitops-budget": bitops}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) == 2:
+        raise UsageError("--size-budget and --bitops-budget cannot both decide the widths: leave one of them out")
+    if names and method != "zeroq":
+        raise UsageError(f"{names[0]} needs a method that gives each layer its own width: add --method zeroq")
+    if names and weight_bits is not None:
+        raise UsageError(f"{names[0]} decides the widths of the weights: leave --weight-bits out")
+    if names and dry_run:
+        raise UsageError(f"the widths that {names[0]} leads to are only known after a run: leave --dry-run out")
+    return (
+        None if size is None else parse_amount(size, "--size-budget", "400kB or 1.5MB", BYTES),
+        None if bitops is None else parse_amount(bitops, "--bitops-budget", "2.5G", OPERATIONS),
+    )
 
 
 def quantize(
@@ -57,6 +78,12 @@ def quantize(
         float | None, typer.Option(help="Learning rate of the generator; 1e-3 if not given.")
     ] = None,
     student_lr: Annotated[float | None, typer.Option(help="Learning rate of the student; that of the preset.")] = None,
+    size_budget: Annotated[
+        str | None, typer.Option(help="zeroq: size of the file, like 400kB; each layer gets its own width.")
+    ] = None,
+    bitops_budget: Annotated[
+        str | None, typer.Option(help="zeroq: bit operations for one image, like 2.5G; each layer gets its own width.")
+    ] = None,
     ranges: Annotated[str, typer.Option(help=f"How activation ranges are found: {', '.join(RANGE_NAMES)}.")] = "mse",
     reading: Annotated[
         str | None,
@@ -119,6 +146,16 @@ def quantize(
     work_dir: Annotated[
         Path | None, typer.Option(help="Where an unfinished run is saved; OUT with the ending .work if not given.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page about the run: plan, layers, images, figures (HTML).")
+    ] = None,
+    allow_float: Annotated[
+        str | None,
+        typer.Option(help="Operators or modules that may stay float, as a regular expression; they are listed."),
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help=f"Leave out a pass for speed ({', '.join(SPEED_PASSES)}); may be repeated.")
+    ] = None,
     no_companions: Annotated[
         bool, typer.Option("--no-companions", help="Write the ONNX file only, not the PyTorch and float ones.")
     ] = False,
@@ -128,12 +165,16 @@ def quantize(
 
     Beside model.onnx stand model.fakequant.pt2 (the same integers in PyTorch) and model.fp32.onnx (the float network).
     """
+    from gdfq_export.files import check_output, companions_of
+
     _one_of(method, METHOD_NAMES, "--method")
     _one_of(preset, PRESETS, "--preset")
     _one_of(target, TARGET_NAMES, "--target")
     _one_of(ranges, RANGE_NAMES, "--ranges")
     _one_of(input_format, INPUT_FORMATS, "--input-format")
     _one_of(device, ("auto", "cpu", "cuda"), "--device")
+    for name in without or []:
+        _one_of(name, SPEED_PASSES, "--without")
     seconds = None if budget is None else parse_budget(budget)
     size = None if input_size is None else parse_size(input_size)
     if threads is not None and threads < 1:
@@ -171,10 +212,11 @@ def quantize(
         if width is not None and not 2 <= width <= 8:
             raise UsageError(f"{width} bits cannot be had: choose 2 to 8")
 
+    if report is not None and report in (out, *dataclasses.astuple(companions_of(out))):
+        raise UsageError(f"--report {report} is also what another file of the run is called: choose another name")
+    budgets = _width_budgets(method, size_budget, bitops_budget, weight_bits, dry_run=dry_run)
     if dry_run and resume:
         raise UsageError("--dry-run trains nothing, so there is nothing to --resume: leave one of them out")
-
-    from gdfq_export.files import check_output, companions_of
 
     if not dry_run:
         check_output(out, force=force or resume)
@@ -212,6 +254,8 @@ def quantize(
         overwrite = force or (resume and is_writing(folder))  # then they are of the run that goes on
         for path in (files.model, files.fakequant, files.fp32)[: 1 if no_companions else 3]:
             check_output(path, force=overwrite)
+        if report is not None:
+            check_output(report, force=overwrite, option="--report")
     loaded = load_model(
         model,
         weights=weights,
@@ -237,6 +281,10 @@ def quantize(
         input_format="uint8-nhwc" if input_format == "uint8-nhwc" else "float-nchw",
         distillation=distillation_for(preset, loaded.input_size),
         reconstruction=reconstruction_for(preset, loaded.input_size),
+        size_budget=budgets[0],
+        bit_operations_budget=budgets[1],
+        allow_float=allow_float,
+        without=tuple(without or ()),
         device="cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu",
     )
     if dry_run:
@@ -249,20 +297,32 @@ def quantize(
         quiet = as_json or rank() != 0
         settings = dataclasses.replace(settings, device=own_device)
         with nullcontext(silent) if quiet else progress_bars() as progress:
-            result = run(loaded, settings, out, companions=not no_companions, progress=progress, work=work, real=real)
+            result = run(
+                loaded,
+                settings,
+                out,
+                companions=not no_companions,
+                progress=progress,
+                work=work,
+                report=report,
+                real=real,
+            )
         if rank() != 0:
             return
     if as_json:
         print(json.dumps(result))
         return
-    name = f"W{settings.bits.weight}A{settings.bits.activation}"
-    print(f"{out}: {loaded.name} as {name} by {method}, {result['file_bytes'] / 1e6:.2f} MB", end="")
+    print(f"{out}: {loaded.name} as {result['widths']} by {method}, {result['file_bytes'] / 1e6:.2f} MB", end="")
     print(f" ({result['file_bytes'] / result['fp32_bytes']:.2f} of float), {result['seconds']:.0f} s")
     print(f"agreement with the float network on held-back generated images: {result['teacher_agreement']:.1f} %")
     if loaded.weights_source == "random":
         print("weights are random (--no-pretrained): good for graph, size and latency only")
+    for part in result["float_parts"]:
+        print(f"stays float: {part}")
     if not no_companions:
         print(f"beside it: {files.fakequant.name} (PyTorch), {files.fp32.name} (float)")
+    if report is not None:
+        print(f"report: {report}")
     print(f"next: gdfq-export verify {out}")
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from gdfq_export.allocation import Curve
 from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.generator import ImageSpec
 from gdfq_export.graph import Graph
@@ -38,3 +39,5 @@ class Outcome:
     quantized: Quantized
     held_back: Tensor  # (N, C, H, W)
     figures: Mapping[str, float] = field(default_factory=dict)
+    curve: Curve | None = None  # of mixed precision
+    traces: Mapping[str, Sequence[float]] = field(default_factory=dict)  # a quantity -> its value at every step

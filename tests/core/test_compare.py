@@ -75,7 +75,6 @@ def test_the_report_has_the_keys_of_the_contract() -> None:
 
 def test_a_program_that_belongs_to_the_file_is_accepted(program: Path) -> None:
     check_companion(program, hashlib.sha256(program.read_bytes()).hexdigest())
-    check_companion(program, None)
 
 
 def test_a_program_of_another_file_is_refused(program: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from small_networks import captured
 
-from gdfq_export.distilled import distil_batch, distil_images, jitter
+from gdfq_export.checkpoint import Checkpoint
+from gdfq_export.distilled import FEWEST, FEWEST_STEPS, IMAGES_STAGE, distil_batch, distil_images, fit_to_time, jitter
 from gdfq_export.errors import DivergedError
 from gdfq_export.generator import ImageSpec
 from gdfq_export.graph import Graph
@@ -68,6 +70,24 @@ def test_damaged_statistics_are_reported_with_the_step() -> None:
         distil_images(Teacher(Graph(graph.nodes, broken, graph.output), "cpu"), SPEC, SHORT, 0, silent)
 
 
-def test_the_time_limit_ends_after_a_batch() -> None:
-    images = distil_images(teacher(), SPEC, Distillation(images=64, batch=16, steps=1), 0, silent, limit=0.0)
-    assert len(images.pixels) == 16
+def test_time_decides_the_number_of_images_first_and_then_the_steps() -> None:
+    schedule = Distillation(images=512, batch=256, steps=200)
+    assert fit_to_time(schedule, 1e9, 0.01) == schedule
+    half = fit_to_time(schedule, 512 * 200 * 0.01 / 2, 0.01)
+    assert (half.images, half.steps) == (256, 200)
+    short = fit_to_time(schedule, 64 * 100 * 0.01, 0.01)
+    assert (short.images, short.batch, short.steps) == (64, 64, 100)
+    least = fit_to_time(schedule, 0.0, 0.01)
+    assert (least.images, least.steps) == (FEWEST, FEWEST_STEPS)
+
+
+def test_a_killed_run_goes_on_with_the_next_batch(tmp_path: Path) -> None:
+    schedule = Distillation(images=40, batch=16, steps=2)
+    whole = distil_images(teacher(), SPEC, schedule, 0, silent)
+    checkpoint = Checkpoint(tmp_path / "work")
+    checkpoint.save(IMAGES_STAGE, {"pixels": whole.pixels[:16], "labels": whole.labels[:16]})
+    steps: list[float] = []
+    resumed = distil_images(teacher(), SPEC, schedule, 0, lambda what, done, total: steps.append(done), checkpoint)
+    assert steps[0] == 3  # two of the first batch are not done again
+    assert torch.equal(resumed.pixels, whole.pixels)
+    assert torch.equal(resumed.labels, whole.labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from small_networks import NETWORKS, calibrated, folded, images
 from torch import Tensor
 
 from gdfq_export.blocks import find_blocks
+from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.graph import INPUT
 from gdfq_export.lower import Quantized
@@ -17,8 +19,9 @@ from gdfq_export.plan import BitWidths, without_endings
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import silent
 from gdfq_export.quantizers import quantize_weight
-from gdfq_export.reconstruct import BlockProgram, LearnedRounding, largest_step, reconstruct, run_block
+from gdfq_export.reconstruct import BLOCKS_STAGE, BlockProgram, LearnedRounding, largest_step, reconstruct, run_block
 from gdfq_export.settings import Reconstruction
+from gdfq_export.stopwatch import Stopwatch
 
 W4A4 = BitWidths(4, 4)
 SHORT = Reconstruction(steps=6, batch=4)
@@ -111,6 +114,30 @@ def test_scales_stay_below_what_the_clip_they_stand_for_allows() -> None:
 
 def test_without_time_nothing_changes() -> None:
     before = start("residual")
-    after = reconstruct(before, images(count=8), SHORT, 0, silent, limit=0.0)
+    after = reconstruct(before, images(count=8), SHORT, 0, silent, Stopwatch(0.0))
     assert after.affines == before.affines
     assert all(torch.equal(after.graph.parameters[k], v) for k, v in before.graph.parameters.items())
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_run_that_was_killed_between_blocks_ends_with_the_same_values(tmp_path: Path) -> None:
+    x = images(folded("residual").input_shape, count=8)
+    whole = reconstruct(start("residual"), x, SHORT, 0, silent)
+    checkpoint = Checkpoint(tmp_path / "work")
+    checkpoint.is_due = lambda: True  # type: ignore[method-assign]
+
+    def kill(what: str, done: float, total: float) -> None:
+        if done > 2.5:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        reconstruct(start("residual"), x, SHORT, 0, kill, checkpoint=checkpoint)
+    saved = checkpoint.load(BLOCKS_STAGE)
+    assert saved is not None
+    assert saved["finished"] == 2
+    resumed = reconstruct(start("residual"), x, SHORT, 0, silent, checkpoint=checkpoint)
+    assert resumed.affines == whole.affines
+    assert all(torch.equal(resumed.graph.parameters[k], v) for k, v in whole.graph.parameters.items())

@@ -58,7 +58,7 @@ def test_a_network_that_takes_pixels_is_measured_against_one_that_takes_floats(t
 
 def test_pairs_run_in_turns_and_swap_their_order() -> None:
     order: list[str] = []
-    runners = [_Runner(lambda: order.append("ours"), 0.0), _Runner(lambda: order.append("base"), 0.0)]
+    runners = [_Runner(lambda: order.append("ours"), 0.0, None), _Runner(lambda: order.append("base"), 0.0, None)]
     module._measure(runners, threads=1, seconds=0.0, runs=4)
     assert order == ["ours", "base", "base", "ours", "ours", "base", "base", "ours"]
 
@@ -66,7 +66,7 @@ def test_pairs_run_in_turns_and_swap_their_order() -> None:
 def test_the_speedup_is_the_median_of_ratios_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"ours": iter([1.0, 2.0, 4.0]), "base": iter([2.0, 6.0, 4.0])}  # ratios 2, 3, 1
     monkeypatch.setattr(module, "_timed", lambda runner: next(times[runner.run()]))
-    result = module._measure([_Runner(lambda: "ours", 0.0), _Runner(lambda: "base", 0.0)], 1, 0.0, runs=3)
+    result = module._measure([_Runner(lambda: "ours", 0.0, None), _Runner(lambda: "base", 0.0, None)], 1, 0.0, runs=3)
     assert result.speedup == 2.0
 
 
@@ -88,12 +88,12 @@ def test_warm_up_ends_when_a_block_is_no_faster(monkeypatch: pytest.MonkeyPatch)
         return calls[-1]
 
     monkeypatch.setattr(module, "_timed", timed)
-    _warm_up(_Runner(lambda: None, 0.0), seconds=60.0)
+    _warm_up(_Runner(lambda: None, 0.0, None), seconds=60.0)
     assert len(calls) == 4 * module.WARM_UP_BLOCK
 
 
 def test_a_noisy_machine_and_an_uncertain_speedup_are_said() -> None:
-    quiet, noisy = Latency(1.0, 1.1, 1.2, 1.0, 99, 1.0), Latency(1.0, 4.0, 9.0, 2.0, 99, 1.0)
+    quiet, noisy = Latency(1.0, 1.1, 1.2, 1.0, 99, 1.0, None), Latency(1.0, 4.0, 9.0, 2.0, 99, 1.0, None)
     assert _warnings(1, [quiet, quiet], 2.0, 1.99, 2.01) == []
     assert "noisy (p90 is 4.0 times the median)" in _warnings(1, [quiet, noisy], 2.0, 1.99, 2.01)[0]
     assert "uncertain (1.50 to 2.50)" in _warnings(1, [quiet, quiet], 2.0, 1.5, 2.5)[0]

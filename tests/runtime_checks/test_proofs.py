@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
-from qdq_builder import small_network
+from qdq_builder import Builder, small_network
 
 from gdfq_export.runtime_checks.proofs import Proof, holds, pair_extremes, prove
 from gdfq_export.runtime_checks.reference import reference_graph
@@ -23,6 +23,17 @@ def proofs_of(model: onnx.ModelProto) -> list[Proof]:
 
 def row(rows: list[Proof], layer: str, name: str) -> Proof:
     return next(item for item in rows if (item.layer, item.property) == (layer, name))
+
+
+def sum_of(bits: int, scale: float) -> onnx.ModelProto:
+    """Two convolutions of `bits` wide codes, added; zero points of 0, as behind ReLU."""
+    net = Builder()
+    x = net.quantize("input", "input_quantizer", 0.02, 128)
+    a = net.conv(x, "a", (3, 8), bits=bits, scale=0.0378)
+    b = net.conv(x, "b", (3, 8), bits=bits, scale=0.0411)
+    total = net.binary("Add", a, b, "sum", scale)
+    x = net.unary("GlobalAveragePool", total, "average")
+    return net.model(net.gemm(net.unary("Flatten", x, "flatten"), "classifier", (8, 10)))
 
 
 def with_constant(model: onnx.ModelProto, name: str, array: np.ndarray) -> onnx.ModelProto:
@@ -95,3 +106,15 @@ def test_the_overflow_bound_is_the_extreme_over_all_codes(zero_point: int, seed:
         for low, high in ((-zero_point, 255 - zero_point), (255 - zero_point, -zero_point))
     ]
     assert abs(found) == max(map(abs, extremes))
+
+
+def test_a_sum_of_narrow_codes_is_judged_on_the_codes_that_can_occur() -> None:
+    """Pairs on which the instruction sets differ need codes above 15, which a Clip to 4 bits keeps away."""
+    scales = np.linspace(0.04, 0.06, 20)
+    verdicts = {
+        bits: [row(proofs_of(sum_of(bits, float(scale))), "sum", "isa").number for scale in scales] for bits in (4, 8)
+    }
+    differing = [(narrow, wide) for narrow, wide in zip(verdicts[4], verdicts[8], strict=True) if wide]
+    assert differing
+    assert any(narrow == 0 for narrow, _ in differing)
+    assert all(narrow < wide for narrow, wide in differing)
