@@ -229,6 +229,7 @@ def quantize(
 
     from gdfq_export.checkpoint import WorkDirectory, is_writing, work_directory
     from gdfq_export.cli.image_folder import ImageFolder
+    from gdfq_export.distributed import joined, rank
     from gdfq_export.models.sources import load_model
     from gdfq_export.pipeline import prepare, run
     from gdfq_export.plan import BitWidths
@@ -292,18 +293,23 @@ def quantize(
         return
     folders = [None if path is None else ImageFolder(path, loaded) for path in (calibration_data, real_data)]
     real = RealImages(*folders)
-    with nullcontext(silent) if as_json else progress_bars() as progress:
-        work = WorkDirectory(folder, resume=resume, discard=force)
-        result = run(
-            loaded,
-            settings,
-            out,
-            companions=not no_companions,
-            progress=progress,
-            work=work,
-            report=report,
-            real=real,
-        )
+    work = WorkDirectory(folder, resume=resume, discard=force)
+    with joined(settings.device) as own_device:
+        quiet = as_json or rank() != 0
+        settings = dataclasses.replace(settings, device=own_device)
+        with nullcontext(silent) if quiet else progress_bars() as progress:
+            result = run(
+                loaded,
+                settings,
+                out,
+                companions=not no_companions,
+                progress=progress,
+                work=work,
+                report=report,
+                real=real,
+            )
+        if rank() != 0:
+            return
     if as_json:
         print(json.dumps(result))
         return
