@@ -10,7 +10,7 @@ what is exported. Weights and biases are trained; with `learned` steps so are th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -96,8 +96,12 @@ class FakeQuantProgram(nn.Module):
         weight = held["weight"]
         return fake_quantize(weight, step.view(-1, *[1] * (weight.ndim - 1)), 0, -qmax, qmax)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised images -> logits of the simulated integer network."""
+    def finish_layer(self, name: str, value: Tensor) -> Tensor:
+        """What happens to a layer's result before it is rounded: nothing, while batch norm is folded."""
+        return value
+
+    def forward(self, x: Tensor, visit: Callable[[str, Tensor], None] | None = None) -> Tensor:
+        """Normalised images -> logits of the simulated integer network; `visit` sees every rounded tensor by name."""
         values: dict[str, Tensor] = {}
         for index, node in enumerate(self.graph.nodes):
             held = {role: self.values[self.keys[key]] for role, key in node.parameters.items()}
@@ -109,10 +113,13 @@ class FakeQuantProgram(nn.Module):
                     value = nn.functional.linear(source, weight, held.get("bias"))
                 else:
                     value = convolve(node, source, weight, held.get("bias"))
+                value = self.finish_layer(node.name, value)
             else:
                 value = KERNELS[node.op](node, [values[name] for name in node.inputs], held)
             if node.name in self.plan.sources:
                 value = self._round(node.name, value)
+                if visit is not None:
+                    visit(node.name, value)
             values[node.name] = value
             for name in node.inputs:
                 if self.last_use[name] == index and name != self.graph.output:

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from gdfq_export import __version__
 from gdfq_export.capture import capture
+from gdfq_export.checkpoint import DIVERGED, WRITING, Checkpoint, WorkDirectory, open_checkpoint
 from gdfq_export.emit import float_onnx_from_graph, onnx_from_integer_model
-from gdfq_export.errors import UnsupportedModelError, UsageError
+from gdfq_export.errors import DivergedError, UnsupportedModelError, UsageError
 from gdfq_export.exact import IntegerProgram
-from gdfq_export.files import atomic_path, companions_of
+from gdfq_export.files import atomic_path, companions_of, remove_leftovers
 from gdfq_export.float_parts import float_parts
 from gdfq_export.generator import ImageSpec, image_spec
 from gdfq_export.graph import Graph, Node
@@ -37,9 +38,13 @@ from gdfq_export.plan import Plan, make_plan, quantized_part, with_endings, with
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress, silent
 from gdfq_export.provenance import golden_vectors, stamp, stamp_input
+from gdfq_export.real_images import RealImages
+from gdfq_export.report import report_html, widths_of
 from gdfq_export.settings import InputFormat, Settings
+from gdfq_export.simulation import SimulationGap, compare_simulation
 
 logger = logging.getLogger(__name__)
+NO_IMAGES = RealImages()
 VERSIONED = ("torch", "onnx", "numpy", "pytorchcv")
 
 
@@ -65,6 +70,7 @@ class Exported:
     integer: IntegerModel
     program: IntegerProgram
     agreement: float  # top-1 agreement with the float network on held-back images, in percent
+    simulation: SimulationGap  # what training saw, against what is exported
 
 
 def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
@@ -93,10 +99,17 @@ def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
     return Prepared(loaded, captured, folded, plan, image, endings, in_float)
 
 
-def quantize_model(prepared: Prepared, settings: Settings, progress: Progress = silent) -> Exported:
+def quantize_model(
+    prepared: Prepared,
+    settings: Settings,
+    progress: Progress = silent,
+    checkpoint: Checkpoint | None = None,
+    real: RealImages = NO_IMAGES,
+) -> Exported:
     """Runs the method and lowers what it returns; deterministic for a seed on one machine."""
     torch.manual_seed(settings.seed)
-    task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, progress)
+    checkpoint = checkpoint or Checkpoint()
+    task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, progress, checkpoint, real)
     return lower_outcome(prepared, settings, METHODS[settings.method](task), progress)
 
 
@@ -104,12 +117,12 @@ def lower_outcome(prepared: Prepared, settings: Settings, outcome: Outcome, prog
     """The integers of what a method returned, and how often they agree with the float network."""
     integer = integer_model_from_quantized(outcome.quantized, TARGETS[settings.target])
     integer = dataclasses.replace(integer, graph=with_endings(integer.graph, prepared.endings))
-    agreement = teacher_agreement(
-        IntegerProgram(integer).eval(), FloatProgram(prepared.folded), outcome.held_back, progress
-    )
+    program = IntegerProgram(integer).eval()
+    agreement = teacher_agreement(program, FloatProgram(prepared.folded), outcome.held_back, progress)
+    simulation = compare_simulation(outcome.quantized, program, outcome.held_back)
     if settings.input_format == "uint8-nhwc":
         integer = with_pixel_input(integer, prepared.loaded.mean, prepared.loaded.std)
-    return Exported(prepared, outcome, integer, IntegerProgram(integer).eval(), agreement)
+    return Exported(prepared, outcome, integer, IntegerProgram(integer).eval(), agreement, simulation)
 
 
 @torch.no_grad()
@@ -122,8 +135,10 @@ def teacher_agreement(program: IntegerProgram, teacher: FloatProgram, images: Te
     return 100 * same / len(images)
 
 
-def write_files(exported: Exported, settings: Settings, out: Path, *, companions: bool) -> dict[str, Any]:
-    """Writes the ONNX file and its companions, each whole or not at all; returns the facts about them."""
+def write_files(
+    exported: Exported, settings: Settings, out: Path, *, companions: bool, report: Path | None = None
+) -> dict[str, Any]:
+    """Writes the ONNX file, its companions and the report, each whole or not at all; returns the facts about them."""
     files = companions_of(out)
     checksum = None
     float_graph = with_endings(fold_batch_norm(exported.prepared.captured), exported.prepared.endings)
@@ -144,8 +159,12 @@ def write_files(exported: Exported, settings: Settings, out: Path, *, companions
         stamp(model, facts, golden_vectors(exported.program, exported.outcome.held_back) if exact else None)
         onnx.checker.check_model(model, full_check=True)
         data = model.SerializeToString(deterministic=True)
+        sizes = {"file_bytes": len(data), "fp32_bytes": len(fp32), "sha256": hashlib.sha256(data).hexdigest()}
+        if report is not None:
+            page = report_html(exported, settings, sizes)
+            stack.enter_context(atomic_path(report)).write_text(page, encoding="utf-8")
         stack.enter_context(atomic_path(out)).write_bytes(data)
-    return {"file_bytes": len(data), "fp32_bytes": len(fp32), "sha256": hashlib.sha256(data).hexdigest()}
+    return sizes
 
 
 def program_bytes(program: IntegerProgram) -> bytes:
@@ -199,6 +218,7 @@ def provenance(exported: Exported, settings: Settings, fakequant_sha256: str | N
         },
         "figures": dict(exported.outcome.figures),
         "teacher_agreement": exported.agreement,
+        "simulation": exported.simulation.to_json(),
         "input": input_facts(loaded, settings.input_format),
         "output_step": output_step(exported.integer),
         "float_ending": bool(exported.prepared.endings),
@@ -219,21 +239,64 @@ def output_step(model: IntegerModel) -> float:
     return float((source.scale * model.layers[last].scale).min())
 
 
+def run_facts(prepared: Prepared, settings: Settings, real: RealImages = NO_IMAGES) -> dict[str, Any]:
+    """Everything that decides the bytes of the result, by name; a saved state fits only a run with the same."""
+    digest = hashlib.sha256()
+    for key, value in sorted(prepared.captured.parameters.items()):
+        digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    facts = {"model": prepared.loaded.name, **_flat(dataclasses.asdict(settings), "")}
+    for name, source in (("calibration_data", real.calibration), ("real_data", real.training)):
+        facts[name] = None if source is None else f"{source.name} ({len(source)} images)"
+    facts |= {"weights": digest.hexdigest(), "threads": torch.get_num_threads(), "tool": __version__}
+    return {**facts, "torch": torch.__version__}
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
 def run(
-    loaded: LoadedModel, settings: Settings, out: Path, *, companions: bool = True, progress: Progress = silent
+    loaded: LoadedModel,
+    settings: Settings,
+    out: Path,
+    *,
+    companions: bool = True,
+    progress: Progress = silent,
+    work: WorkDirectory | None = None,
+    report: Path | None = None,
+    real: RealImages = NO_IMAGES,
 ) -> dict[str, Any]:
     """The whole way from a loaded network to the files; returns what `quantize --json` prints."""
     start = time.monotonic()
     prepared = prepare(loaded, settings)
-    exported = quantize_model(prepared, settings, progress)
-    facts = write_files(exported, settings, out, companions=companions)
+    checkpoint = open_checkpoint(work, run_facts(prepared, settings, real)) if work else Checkpoint()
+    try:
+        exported = quantize_model(prepared, settings, progress, checkpoint, real)
+    except DivergedError as error:
+        if work is None:
+            raise
+        checkpoint.save(DIVERGED, {})
+        raise DivergedError(
+            f"{error}; the last good state is kept in {work.folder}, and --resume goes on from it with the new values"
+        ) from error
+    checkpoint.save(WRITING, {})
+    for path in dataclasses.astuple(companions_of(out)):
+        remove_leftovers(path)
+    facts = write_files(exported, settings, out, companions=companions, report=report)
+    checkpoint.remove()
     return {
         "out": str(out),
         "bits": {"weight": settings.bits.weight, "activation": settings.bits.activation},
+        "widths": widths_of(exported.integer),
         "method": settings.method,
         "seconds": round(time.monotonic() - start, 1),
         **facts,
         "teacher_agreement": exported.agreement,
+        "simulation": exported.simulation.to_json(),
         "weights_source": loaded.weights_source,
         "target": settings.target,
         "float_parts": [f"{node.op} at {node.place}" for node in prepared.in_float],

@@ -15,8 +15,9 @@ training simulates and lowering emits. Rules:
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -232,6 +233,15 @@ def make_plan(graph: Graph, bits: BitWidths, pixels: tuple[float, float] = (-mat
     sources = frozenset(tensors.keys() - movers)
     padded = {node.name for node in nodes if node.op == "pad" and node.attributes["value"] != 0.0}
     return Plan(tensors, weights, absorbed, sources, sources | padded)
+
+
+def with_weight_bits(plan: Plan, bits: Mapping[str, int]) -> Plan:
+    """The plan with other widths for the weights of the named layers."""
+    reason = "mixed precision: least sensitivity within the budget"
+    weights = {
+        layer: WeightSpec(layer, bits[layer], reason) if layer in bits else spec for layer, spec in plan.weights.items()
+    }
+    return dataclasses.replace(plan, weights=weights)
 
 
 def _moves_codes(node: Node, tensors: dict[str, TensorSpec]) -> bool:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gdfq_export.errors import DivergedError, UnsupportedModelError
+from gdfq_export.checkpoint import Checkpoint
+from gdfq_export.errors import DivergedError, UnsupportedModelError, UsageError
 from gdfq_export.generator import Batch, Generator, ImageSpec, sample
 from gdfq_export.graph import Graph
 from gdfq_export.losses import (
@@ -24,8 +25,10 @@ from gdfq_export.losses import (
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress
 from gdfq_export.settings import Schedule
+from gdfq_export.stopwatch import Stopwatch
 
 HELD_BACK_SEED = 1_000_003  # offset of the seed of images that nothing is fitted to
+GENERATOR_STAGE = "generator"
 
 
 def autocast(device: str) -> AbstractContextManager[object]:
@@ -52,13 +55,14 @@ class Teacher:
         ]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class GeneratorState:
-    """A generator with its optimizer and the random numbers that feed it."""
+    """A generator with its optimizer, the random numbers that feed it, and the steps it has made."""
 
     model: Generator
     optimizer: torch.optim.Adam
     randomness: torch.Generator
+    steps: int = 0
 
 
 def start_generator(teacher: Teacher, spec: ImageSpec, schedule: Schedule, seed: int) -> GeneratorState:
@@ -73,12 +77,11 @@ def start_generator(teacher: Teacher, spec: ImageSpec, schedule: Schedule, seed:
 
 @dataclass(frozen=True, eq=False)
 class GeneratorStep:
-    """What one update of the generator saw."""
+    """A batch that the student learns from, with what the teacher says of it."""
 
     images: Tensor  # (N, C, H, W), made before the update
     labels: Tensor  # (N,)
     teacher_logits: Tensor  # (N, classes)
-    loss: float
 
 
 def draw(state: GeneratorState, teacher: Teacher, size: int) -> Batch:
@@ -88,42 +91,103 @@ def draw(state: GeneratorState, teacher: Teacher, size: int) -> Batch:
 
 
 def update_generator(state: GeneratorState, teacher: Teacher, schedule: Schedule) -> GeneratorStep:
-    """One step of L1(G) (eq. 9) on a fresh batch."""
+    """One step of L1(G) (eq. 9) on a fresh batch; a generator without a loss only makes images."""
+    parts = schedule.ablations
+    if not parts.trains_generator:
+        return look(state, teacher, schedule.batch)
     batch = draw(state, teacher, schedule.batch)
     with autocast(teacher.device):
         images = state.model(batch.noise, batch.labels)
+        names = teacher.names if parts.generator_statistics else []
         logits, found = run_with_statistics(
-            teacher.program, images.contiguous(memory_format=torch.channels_last), teacher.names
+            teacher.program, images.contiguous(memory_format=torch.channels_last), names
         )
-    cross_entropy = generator_cross_entropy(logits.float(), batch.labels)
-    statistics = statistics_loss(found, teacher.statistics, schedule.reading)
-    loss = generator_loss(cross_entropy, statistics, schedule.beta)
+    loss = generator_loss(
+        generator_cross_entropy(logits.float(), batch.labels) if parts.generator_cross_entropy else None,
+        statistics_loss(found, teacher.statistics, schedule.reading) if parts.generator_statistics else None,
+        schedule.beta,
+    )
     value = float(loss.detach())
     if not math.isfinite(value):
         raise DivergedError(
-            f"the generator's loss became {value}: lower its learning rate ({state.optimizer.param_groups[0]['lr']:g}) "
-            "or the weight of the batch-norm statistics"
+            f"the generator's loss became {value} at step {state.steps + 1}: lower its learning rate with "
+            f"--generator-lr (it was {state.optimizer.param_groups[0]['lr']:g})"
         )
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
-    return GeneratorStep(images.detach(), batch.labels, logits.detach().float(), value)
+    state.steps += 1
+    return GeneratorStep(images.detach(), batch.labels, logits.detach().float())
+
+
+@torch.no_grad()
+def look(state: GeneratorState, teacher: Teacher, size: int) -> GeneratorStep:
+    """A fresh batch of a generator that stays as it is, as the teacher sees it."""
+    batch = draw(state, teacher, size)
+    with autocast(teacher.device):
+        images = state.model(batch.noise, batch.labels)
+        logits = teacher.program(images.contiguous(memory_format=torch.channels_last))
+    return GeneratorStep(images, batch.labels, logits.float())
+
+
+def generator_to_save(state: GeneratorState) -> dict[str, Any]:
+    """Everything that the next step depends on."""
+    return {
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "randomness": state.randomness.get_state(),
+        "steps": state.steps,
+    }
+
+
+def restore_generator(state: GeneratorState, saved: Mapping[str, Any]) -> None:
+    """Continues where `generator_to_save` was called."""
+    state.model.load_state_dict(saved["model"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.randomness.set_state(saved["randomness"])
+    state.steps = saved["steps"]
 
 
 def train_generator(
-    state: GeneratorState, teacher: Teacher, schedule: Schedule, progress: Progress, *, share: float = 0.4
+    state: GeneratorState,
+    teacher: Teacher,
+    schedule: Schedule,
+    progress: Progress,
+    *,
+    share: float = 0.4,
+    stopwatch: Stopwatch | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> int:
     """The warm-up of Algorithm 1; with a budget it ends after its `share`. Returns the steps done."""
-    start = time.monotonic()
-    limit = math.inf if schedule.budget_seconds is None else share * schedule.budget_seconds
-    steps = schedule.warmup_steps
-    for step in range(steps):
+    stopwatch = stopwatch or Stopwatch(schedule.budget_seconds)
+    checkpoint = checkpoint or Checkpoint()
+    planned = schedule.warmup_steps if schedule.ablations.trains_generator else 0
+    if not schedule.ablations.alternating:
+        planned += schedule.steps  # separate training: all of the generator's steps come first
+    if (saved := checkpoint.load(GENERATOR_STAGE)) is not None:
+        restore_generator(state, saved["generator"])
+        planned = saved["planned"]
+        stopwatch.add(saved["seconds"])
+    state.optimizer.param_groups[0]["lr"] = schedule.generator_lr
+    while state.steps < planned:
         update_generator(state, teacher, schedule)
-        progress("training the generator", step + 1, steps)
-        if time.monotonic() - start > limit:
-            progress("training the generator", steps, steps)
-            return step + 1
-    return steps
+        if stopwatch.is_over(share):
+            refuse_small_budget(stopwatch, state.steps)
+            planned = state.steps
+        progress("training the generator", state.steps, planned)
+        if state.steps == planned or checkpoint.is_due():
+            entry = {"planned": planned, "seconds": stopwatch.seconds}
+            checkpoint.save(GENERATOR_STAGE, {"generator": generator_to_save(state), **entry})
+    return state.steps
+
+
+def refuse_small_budget(stopwatch: Stopwatch, done: int) -> None:
+    """A budget that the first step alone uses up is a mistake."""
+    if done == 1 and stopwatch.is_over():
+        raise UsageError(
+            f"--budget of {stopwatch.limit:g} s is too small: one step of the generator takes "
+            f"{stopwatch.seconds:.1f} s here, so give at least {math.ceil(20 * stopwatch.seconds)}s"
+        )
 
 
 @torch.no_grad()

@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # With standalone_mode off, click returns the code of `typer.Exit` instead of raising it.
         return int(typer.main.get_command(app).main(words, prog_name="gdfq-export", standalone_mode=False) or 0)
     except KeyboardInterrupt:
-        return _fail("interrupted; what was finished can be resumed with --resume", EXIT_INTERRUPTED, words, debug)
+        hint = "; --resume goes on from the last saved state" if words[:1] == ["quantize"] else ""
+        return _fail(f"interrupted{hint}", EXIT_INTERRUPTED, words, debug)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

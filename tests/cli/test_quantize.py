@@ -205,6 +205,10 @@ def test_a_width_that_cannot_be_had_is_a_usage_error(
         (["--mean", "nan"], "0.485"),
         (["--seed", "-1"], "0 or more"),
         (["--threads", "0"], "1 or more"),
+        (["--student-lr", "0"], "like 1e-4"),
+        (["--generator-lr", "nan"], "like 1e-4"),
+        (["--resume", "--dry-run"], "leave one of them out"),
+        (["--budget", "0.001s"], "too small"),
         (["--bits", "8", "--weight-bits", "4", "--act-bits", "4"], "leave one of them out"),
         (["--no-such-option"], "--no-such-option"),
     ],
@@ -301,6 +305,36 @@ def test_files_that_are_missing_truncated_or_not_onnx_are_refused(
     (tmp_path / "cut.onnx").write_bytes((folder / "model.onnx").read_bytes()[:5000])
     for name in ("none.onnx", "text.onnx", "cut.onnx"):
         assert fails([command, str(tmp_path / name)], capsys)[0] == 4
+
+
+def test_a_folder_of_another_purpose_is_no_work_directory(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*build(folder), "--work-dir", str(folder), "--out", str(tmp_path / "x.onnx")]
+    code, text = fails(words, capsys)
+    assert (code, "--work-dir" in text) == (4, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_run_ends_with_130_and_can_be_resumed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "model.onnx"
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gdfq_export.pipeline.teacher_agreement", interrupt)
+        code, text = fails([*build(folder), "--bits", "8", "--out", str(out)], capsys)
+    assert (code, "--resume" in text) == (130, True)
+    code, text = fails([*build(folder), "--bits", "8", "--out", str(out)], capsys)
+    assert (code, "--resume" in text) == (4, True)
+    code, text = fails([*build(folder), "--bits", "4", "--out", str(out), "--resume"], capsys)
+    assert (code, "bits.weight = 8, and now it is 4" in text) == (4, True)
+    assert main([*build(folder), "--bits", "8", "--out", str(out), "--resume"]) == 0
+    assert out.read_bytes() == (folder / "model.onnx").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.fakequant.pt2", "model.fp32.onnx", "model.onnx"]
 
 
 def test_json_errors_are_one_object_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,140 @@
+"""Images found by optimising their pixels against the frozen network (ZeroQ, Cai et al. 2020, with labels).
+
+    x* = argmin  mean over layers (MSE(mean) + MSE(variance)) + CE(M(x), y),   x starts as N(0, 1) noise
+
+The gradient reaches the pixels through a random shift and flip, so that no image fits one alignment of the network's
+strides, and pixels stay what a real image can hold. The statistics are of a whole batch: a batch is one sample of the
+training distribution, and a larger one fits it better.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gdfq_export.checkpoint import Checkpoint
+from gdfq_export.errors import DivergedError
+from gdfq_export.generator import ImageSpec
+from gdfq_export.losses import run_with_statistics, statistics_loss
+from gdfq_export.progress import Progress
+from gdfq_export.settings import Distillation
+from gdfq_export.synthesis import Teacher, autocast
+
+STAGE = "optimising images"
+IMAGES_STAGE = "images"
+SEEDS = 1_000_003  # between the seeds of two runs lie those of their batches
+FEWEST, FEWEST_STEPS = 64, 40
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Synthetic images with the labels they were made for."""
+
+    pixels: Tensor  # (N, C, H, W), normalised
+    labels: Tensor  # (N,)
+
+    def joined(self, other: Images) -> Images:
+        """These and the others."""
+        return Images(torch.cat([self.pixels, other.pixels]), torch.cat([self.labels, other.labels]))
+
+
+def distil_images(
+    teacher: Teacher,
+    spec: ImageSpec,
+    schedule: Distillation,
+    seed: int,
+    progress: Progress,
+    checkpoint: Checkpoint | None = None,
+) -> Images:
+    """Batch after batch, each from a seed of its own, so that a run continues with the batch that it was killed in."""
+    checkpoint = checkpoint or Checkpoint()
+    count = -(-schedule.images // schedule.batch)
+    total = count * schedule.steps
+    saved = checkpoint.load(IMAGES_STAGE)
+    made = Images(saved["pixels"], saved["labels"]) if saved else None
+    for index in range(0 if made is None else -(-len(made.pixels) // schedule.batch), count):
+        size = min(schedule.batch, schedule.images - index * schedule.batch)
+        randomness = torch.Generator().manual_seed(seed * SEEDS + index)
+
+        def advance(step: int, before: int = index * schedule.steps) -> None:
+            progress(STAGE, before + step, total)
+
+        batch = distil_batch(teacher, spec, schedule, size, randomness, advance)
+        made = batch if made is None else made.joined(batch)
+        if checkpoint.is_due() or index == count - 1:
+            checkpoint.save(IMAGES_STAGE, {"pixels": made.pixels, "labels": made.labels})
+    assert made is not None
+    progress(STAGE, total, total)
+    return made
+
+
+def fit_to_time(schedule: Distillation, seconds: float, seconds_per_image: float) -> Distillation:
+    """As many steps and images as there is time for: fewer images first, down to `FEWEST`, then fewer steps."""
+    affordable = seconds / max(seconds_per_image, 1e-9)  # images times steps
+    fewest = min(FEWEST, schedule.images)
+    steps = max(min(schedule.steps, int(affordable / fewest)), min(FEWEST_STEPS, schedule.steps))
+    images = min(schedule.images, max(fewest, int(affordable / steps)))
+    return dataclasses.replace(schedule, images=images, batch=min(schedule.batch, images), steps=steps)
+
+
+def time_a_step(teacher: Teacher, spec: ImageSpec, schedule: Distillation) -> float:
+    """Seconds that one image takes for one step."""
+    trial = dataclasses.replace(schedule, steps=1)
+    size = min(schedule.batch, 16)
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        distil_batch(teacher, spec, trial, size, torch.Generator().manual_seed(0))
+        seconds.append(time.monotonic() - start)
+    return min(seconds) / size
+
+
+def distil_batch(
+    teacher: Teacher,
+    spec: ImageSpec,
+    schedule: Distillation,
+    size: int,
+    randomness: torch.Generator,
+    advance: Callable[[int], None] = lambda step: None,
+) -> Images:
+    """One batch of pixels, optimised together."""
+    device = teacher.device
+    low, high = (torch.tensor(bound, device=device).view(-1, 1, 1) for bound in (spec.low, spec.high))
+    labels = torch.randint(0, teacher.graph.num_outputs, (size,), generator=randomness).to(device)
+    noise = torch.randn(size, *spec.shape, generator=randomness).to(device)
+    x = torch.minimum(torch.maximum(noise, low), high).contiguous(memory_format=torch.channels_last)
+    x.requires_grad_(True)
+    optimizer = torch.optim.Adam([x], lr=schedule.lr)
+    for step in range(schedule.steps):
+        optimizer.param_groups[0]["lr"] = schedule.lr * 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
+        with autocast(device):
+            logits, found = run_with_statistics(teacher.program, jitter(x, schedule.shift, randomness), teacher.names)
+        loss = statistics_loss(found, teacher.statistics, "code") + schedule.label_weight * F.cross_entropy(
+            logits.float(), labels
+        )
+        if not math.isfinite(float(loss.detach())):
+            raise DivergedError(
+                f"the loss of the optimised images became {float(loss.detach())} at step {step + 1}: the network's "
+                "batch-norm statistics are damaged, or its normalisation is not the one it was trained with"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        with torch.no_grad():
+            x.clamp_(low, high)
+        advance(step + 1)
+    return Images(x.detach().cpu().contiguous(), labels.cpu())
+
+
+def jitter(x: Tensor, shift: int, randomness: torch.Generator) -> Tensor:
+    """The batch moved by up to `shift` pixels each way, around the edge, and mirrored half of the time."""
+    down, right, mirror = torch.randint(0, 2 * shift + 1, (3,), generator=randomness).tolist()
+    moved = torch.roll(x, (down - shift, right - shift), (2, 3))
+    return moved.flip(3) if mirror % 2 else moved

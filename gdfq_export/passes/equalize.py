@@ -1,0 +1,205 @@
+"""Cross-layer range equalization (DFQ, Nagel et al. 2019): channels between two layers get similar ranges.
+
+    f(x / s) = f(x) / s  for s > 0           ReLU, LeakyReLU, pooling, and what only moves channels
+    W1' = W1 / s,  b1' = b1 / s,  W2' = W2 * s                       the same function
+    s_i = sqrt(r1_i / r2_i)                                          makes both ranges sqrt(r1_i * r2_i)
+
+r2 is the range of the weights that read channel i. r1 is the range of the weights that make it (the paper, whose
+weights have one scale for a tensor) or, where `spans` are given, of the channel itself: weights with a scale for
+each output channel do not care how their rows are scaled, but the activation between them has one scale. For the
+same reason r2 is then taken relative to each row's largest weight, and is constant for a depthwise second layer,
+whose channels have a scale each.
+
+A clip such as ReLU6 is no such function. A channel behind one is scaled only where its batch-norm statistics keep it
+`CAP_DEVIATIONS` standard deviations inside the limits, before and after; where there are none, it is left alone.
+
+Requires: a folded graph. Exact in real numbers, but for values beyond those deviations behind a clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gdfq_export.graph import Graph, Node, rebuild
+from gdfq_export.moments import Moments
+from gdfq_export.ops import LAYERS
+
+CAP_DEVIATIONS = 6.0
+SWEEPS = 40
+SETTLED = 1e-3  # largest |log s| of a sweep that ends the iteration
+
+HOMOGENEOUS = frozenset({"relu", "leaky_relu", "max_pool", "avg_pool", "global_avg_pool", "upsample", "mul_scalar"})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two layers, and the operations between them that commute with a positive factor for each channel."""
+
+    first: str
+    path: tuple[str, ...]
+    second: str
+
+
+@dataclass(frozen=True, eq=False)
+class Equalized:
+    """The graph, and what each changed tensor was divided by, (C,) each."""
+
+    graph: Graph
+    factors: Mapping[str, Tensor]
+
+
+def carry(graph: Graph, node: Node, values: Tensor) -> Tensor | None:
+    """Per-channel values behind `node` from those before it; None where channels are mixed or factors do not pass."""
+    before = graph[node.inputs[0]].shape
+    if node.op in HOMOGENEOUS | {"clip"} or (node.op == "pad" and node.attributes["value"] == 0.0):
+        return values if node.shape[0] == before[0] else None
+    if node.op == "channel_shuffle":
+        groups = node.attributes["groups"]
+        return values.view(groups, -1).T.reshape(-1)
+    if node.op == "reshape" and (len(node.shape) == 1 or node.shape[0] == before[0]):
+        return values.repeat_interleave(node.shape[0] // before[0])
+    return None
+
+
+def find_pairs(graph: Graph) -> list[Pair]:
+    """Every pair of layers whose only connection is a chain of homogeneous operations, in graph order."""
+    users = graph.users()
+    pairs = []
+    for node in graph.nodes:
+        if node.op not in LAYERS or (node.op == "linear" and len(node.shape) != 1):
+            continue
+        path: list[str] = []
+        reached, values = node, torch.ones(node.shape[0])
+        while len(users[reached.name]) == 1 and reached.name != graph.output:
+            (reader,) = users[reached.name]
+            if reader.op in LAYERS:
+                if reader.op == "conv" or len(reader.shape) == 1:
+                    pairs.append(Pair(node.name, tuple(path), reader.name))
+                break
+            carried = carry(graph, reader, values)
+            if carried is None:
+                break
+            path.append(reader.name)
+            reached, values = reader, carried
+    return pairs
+
+
+def equalize(graph: Graph, moments: Mapping[str, Moments], spans: Mapping[str, Tensor] | None = None) -> Equalized:
+    """Equalizes all pairs in turns until nothing moves; `moments` are batch norm's, `spans` the channels' ranges."""
+    pairs = [pair for pair in find_pairs(graph) if spans is None or pair.first in spans]
+    weights = {node.name: graph.parameters[node.parameters["weight"]].double() for node in graph.of(*LAYERS)}
+    totals = {pair.first: torch.ones(len(weights[pair.first]), dtype=torch.float64) for pair in pairs}
+    for _ in range(SWEEPS):
+        moved = 0.0
+        for pair in pairs:
+            total = totals[pair.first]
+            if spans is None:
+                first = weights[pair.first].flatten(1).abs().amax(1)
+            else:
+                first = spans[pair.first].double() / total
+            second = _read_ranges(graph, pair, weights[pair.second], relative=spans is not None)
+            alive = (first > 0) & (second > 0)
+            if not bool(alive.any()):
+                continue
+            scale = torch.where(alive, (first / second).sqrt(), 1.0)
+            if spans is not None and _is_depthwise(weights[pair.second], graph[pair.second]):
+                scale = torch.where(alive, first / first[alive].log().mean().exp(), 1.0)
+            scale = _within_caps(graph, pair, total * scale, moments) / total
+            _apply(graph, pair, weights, scale)
+            totals[pair.first] = total * scale
+            moved = max(moved, float(scale.log().abs().max()))
+        if moved < SETTLED:
+            break
+    return _with_factors(graph, pairs, totals)
+
+
+def _carried(graph: Graph, pair: Pair, values: Tensor) -> Tensor:
+    """Per-channel values of the first layer as the second layer's input channels see them."""
+    for name in pair.path:
+        carried = carry(graph, graph[name], values)
+        assert carried is not None  # find_pairs walked the same way
+        values = carried
+    return values
+
+
+def _is_depthwise(weight: Tensor, node: Node) -> bool:
+    return node.op == "conv" and node.attributes["groups"] > 1 and weight.shape[1] == 1
+
+
+def _grouped(node: Node, weight: Tensor) -> Tensor:
+    """A layer's weight as (groups, outputs, inputs, positions)."""
+    groups = node.attributes["groups"] if node.op == "conv" else 1
+    return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+
+
+def _read_ranges(graph: Graph, pair: Pair, weight: Tensor, *, relative: bool) -> Tensor:
+    """The range of the weights that read each channel of the first layer, (C,)."""
+    grouped = _grouped(graph[pair.second], weight).abs()
+    if relative:
+        grouped = grouped / grouped.amax((2, 3), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    by_input = grouped.amax((1, 3)).reshape(-1)
+    channels = graph[pair.first].shape[0]
+    owner = _carried(graph, pair, torch.arange(channels))
+    return torch.zeros(channels, dtype=torch.float64).scatter_reduce(0, owner, by_input, "amax")
+
+
+def _within_caps(graph: Graph, pair: Pair, total: Tensor, moments: Mapping[str, Moments]) -> Tensor:
+    """The factor where the limits of a clip allow it: 1 where they can act, and never so small that they will."""
+    found = moments.get(pair.first)
+    for name in pair.path:
+        node = graph[name]
+        if node.op != "clip":
+            continue
+        low, high = node.attributes["low"], node.attributes["high"]
+        # Anything but a layer straight before the clip has no statistics of its own.
+        if found is None or node.inputs[0] != pair.first or low > 0 or high <= 0:
+            return torch.ones_like(total)
+        use = (found.mean + CAP_DEVIATIONS * found.std) / high  # the share of the limit that the channel needs
+        if low < 0:
+            use = torch.maximum(use, (found.mean - CAP_DEVIATIONS * found.std) / low)
+        total = torch.where(use > 1, 1.0, torch.maximum(total, use))
+    return total
+
+
+def _apply(graph: Graph, pair: Pair, weights: dict[str, Tensor], scale: Tensor) -> None:
+    """Divides the rows of the first layer and multiplies the columns of the second."""
+    first = weights[pair.first]
+    weights[pair.first] = first / scale.view(-1, *[1] * (first.ndim - 1))
+    second = weights[pair.second]
+    grouped = _grouped(graph[pair.second], second)
+    columns = _carried(graph, pair, scale).view(len(grouped), 1, -1, 1)
+    weights[pair.second] = (grouped * columns).reshape(second.shape)
+
+
+def _with_factors(graph: Graph, pairs: list[Pair], totals: Mapping[str, Tensor]) -> Equalized:
+    """The graph with every factor applied once, from the original weights."""
+    weights = {node.name: graph.parameters[node.parameters["weight"]].double() for node in graph.of(*LAYERS)}
+    parameters: dict[str, Tensor] = {}
+    changed: dict[str, Node] = {}
+    factors: dict[str, Tensor] = {}
+
+    def store(name: str, role: str, value: Tensor) -> None:
+        node = changed.get(name, graph[name])
+        key = f"{name}/{role}"
+        parameters[key] = value.to(graph.parameters[graph[name].parameters[role]].dtype)
+        changed[name] = node.replace(parameters={**node.parameters, role: key})
+
+    for pair in pairs:
+        total = totals[pair.first]
+        _apply(graph, pair, weights, total)
+        factors[pair.first] = values = total
+        for name in pair.path:
+            carried = carry(graph, graph[name], values)
+            assert carried is not None  # find_pairs walked the same way
+            factors[name] = values = carried
+        bias = graph.parameter(graph[pair.first], "bias")
+        if bias is not None:
+            store(pair.first, "bias", bias.double() / total)
+    for name in dict.fromkeys(name for pair in pairs for name in (pair.first, pair.second)):
+        store(name, "weight", weights[name])
+    nodes = [changed.get(node.name, node) for node in graph.nodes]
+    return Equalized(rebuild(graph, nodes, parameters=parameters), factors)

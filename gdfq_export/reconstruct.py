@@ -1,0 +1,398 @@
+"""Block-by-block reconstruction: each block of the integer network learns to return what the float block returns.
+
+    min over v, t, u, b    |Q(x~) - F(x)|^2 + lambda * sum(1 - |2 h(v) - 1|^beta)
+
+    w_hat = s e^t (clamp(floor(w / s) + h(v), -qmax, qmax)),    h(v) = clamp(1.2 sigmoid(v) - 0.1, 0, 1)
+
+v decides whether each weight is rounded down or up (Nagel et al. 2020, AdaRound), t moves the layer's scales, u those
+of the activations (Esser et al. 2020), b the biases. x~ mixes the float input and that of the quantized blocks before,
+and inside the block each activation is rounded with probability `keep` only (Wei et al. 2022, QDrop), so that no
+weight relies on one pattern of rounding errors. beta falls from 20 to 2 and drives h to 0 or 1.
+
+Blocks come from the graph (`blocks.py`), in order; what a block reads is computed once and kept, for as long as a
+later block needs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gdfq_export.blocks import Block, find_blocks
+from gdfq_export.checkpoint import Checkpoint
+from gdfq_export.errors import DivergedError
+from gdfq_export.fakequant import fake_quantize
+from gdfq_export.graph import INPUT, Graph
+from gdfq_export.lower import Quantized
+from gdfq_export.ops import KERNELS, LAYERS
+from gdfq_export.plan import TensorSpec
+from gdfq_export.progress import Progress
+from gdfq_export.quantizers import Affine
+from gdfq_export.settings import Reconstruction
+from gdfq_export.stopwatch import Stopwatch
+
+STAGE = "reconstructing blocks"
+BLOCKS_STAGE = "blocks"
+SEEDS = 1_000_003  # between the seeds of two runs lie those of their blocks
+POOL = 1 << 22
+TIMED = 5  # steps after which a block knows how long they take
+STRETCH = 0.1  # h reaches 0 and 1 at finite v
+FIRST_BETA, LAST_BETA = 20.0, 2.0
+
+
+class LearnedRounding(nn.Module):
+    """One layer's weights: codes that are rounded down or up as `v` says, times a scale for each output channel."""
+
+    def __init__(self, weight: Tensor, scale: Tensor, qmax: int) -> None:
+        super().__init__()
+        shape = (-1, *[1] * (weight.ndim - 1))
+        scale = scale.to(weight).view(shape)
+        ratio = weight / scale
+        self.qmax = qmax
+        self.register_buffer("scale", scale)
+        self.register_buffer("down", torch.floor(ratio))
+        share = ((ratio - torch.floor(ratio)).clamp(0, 1) + STRETCH) / (1 + 2 * STRETCH)
+        self.v = nn.Parameter(torch.logit(share))
+        self.t = nn.Parameter(torch.zeros_like(scale))
+
+    def up(self) -> Tensor:
+        """h(v): the share of a step that is added to the code below."""
+        return ((1 + 2 * STRETCH) * torch.sigmoid(self.v) - STRETCH).clamp(0, 1)
+
+    def scales(self) -> Tensor:
+        """The trained scales, (O, 1, ...)."""
+        return self.get_buffer("scale") * self.t.exp()
+
+    def forward(self, hard: bool = False) -> Tensor:
+        """The weights; `hard` as they will stand in the file."""
+        up = (self.v >= 0).to(self.v) if hard else self.up()
+        return self.scales() * (self.get_buffer("down") + up).clamp(-self.qmax, self.qmax)
+
+    def undecided(self, beta: float) -> Tensor:
+        """sum(1 - |2h - 1|^beta): zero when every h is 0 or 1."""
+        return (1 - (2 * self.up() - 1).abs().pow(beta)).sum()
+
+
+def largest_step(members: Sequence[TensorSpec], affine: Affine) -> float:
+    """The largest scale whose codes stay inside the tensors' bounds, which the quantizer's saturation stands for.
+
+    The scale at the start may be beyond it by the rounding of the zero point.
+    """
+    z = affine.zero_point
+    above = [s.high / (s.qmax - z) / s.factor for s in members if s.qmax > z]
+    below = [-s.low / z / s.factor for s in members if z > 0]
+    return max(affine.scale, min([*above, *below], default=math.inf))
+
+
+class Dropping:
+    """Decides at random which values are rounded: windows into one pool of zeros and ones, laid out like the values.
+
+    Numbers instead of booleans, and `lerp` instead of `where`: those are vectorized.
+    """
+
+    def __init__(self, keep: float, randomness: torch.Generator) -> None:
+        self.randomness = randomness
+        self.pool = torch.rand(POOL, generator=randomness).lt_(keep)
+
+    def kept(self, like: Tensor) -> Tensor:
+        """Of the shape and memory layout of a dense tensor, each 1 with probability `keep`."""
+        size = like.numel()
+        pool = self.pool if size <= POOL // 2 else self.pool.repeat(2 * size // POOL + 1)
+        offset = int(torch.randint(0, len(pool) - size + 1, (1,), generator=self.randomness))
+        return pool[offset : offset + size].as_strided(like.shape, like.stride(), offset)
+
+    def mix(self, rounded: Tensor, exact: Tensor) -> Tensor:
+        """Each element from `rounded` where it is kept, from `exact` otherwise."""
+        return torch.lerp(exact, rounded, self.kept(rounded))
+
+
+class _RoundKept(torch.autograd.Function):
+    """Fake quantization of the values that are kept; the others pass. Gradients as in `fakequant`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: int, qmax: int, kept: Tensor) -> Tensor:
+        """`scale` is a scalar."""
+        ratio = x / scale
+        codes = torch.round(ratio).clamp_(-zero_point, qmax - zero_point)
+        inside = (codes - ratio).abs_().le_(0.5)  # 0 or 1
+        slope = torch.addcmul(codes, ratio, inside, value=-1).mul_(kept)
+        ctx.save_for_backward(inside.sub_(1).mul_(kept).add_(1), slope)
+        return torch.lerp(x, codes.mul_(scale), kept)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients for x and the scale."""
+        passes, slope = ctx.saved_tensors
+        return gradients[0] * passes, (gradients[0] * slope).sum(), None, None, None
+
+
+class BlockProgram(nn.Module):
+    """A block whose rounding is learned."""
+
+    def __init__(self, block: Block, quantized: Quantized) -> None:
+        super().__init__()
+        self.block, self.plan = block, quantized.plan
+        graph, plan = quantized.graph, quantized.plan
+        self.held = {  # parameters that are not weights or biases of layers: slopes, constants
+            node.name: {role: graph.parameters[key] for role, key in node.parameters.items()} for node in block.nodes
+        }
+        layers = [node for node in block.nodes if node.op in LAYERS]
+        self.slots = {node.name: f"l{index}" for index, node in enumerate(layers)}
+        self.weights = nn.ModuleDict()
+        self.biases = nn.ParameterDict()
+        for node in layers:
+            weight = graph.parameters[node.parameters["weight"]].float()
+            rounding = LearnedRounding(weight, quantized.weight_scales[node.name], plan.weights[node.name].qmax)
+            self.weights[self.slots[node.name]] = rounding
+            if "bias" in node.parameters:
+                self.biases[self.slots[node.name]] = nn.Parameter(
+                    graph.parameters[node.parameters["bias"]].detach().float().clone()
+                )
+        self.affines = quantized.affines
+        inside = {node.name for node in block.nodes}
+        groups = plan.groups()
+        here = {plan.tensors[node.name].group for node in block.nodes if node.name in plan.sources}
+        own = [  # a scale that other blocks share stays as it is
+            group
+            for group in groups
+            if group in here
+            and all(spec.name in inside for spec in groups[group] if spec.name in plan.observed)
+            and not (group == INPUT and math.isfinite(groups[group][0].high) and groups[group][0].bits == 8)
+        ]
+        self.steps = nn.ParameterDict({f"u{index}": nn.Parameter(torch.zeros(())) for index, _ in enumerate(own)})
+        self.own = {group: f"u{index}" for index, group in enumerate(own)}
+        self.limits = {group: largest_step(groups[group], self.affines[group]) for group in here}
+
+    def step(self, group: str) -> Tensor:
+        """The scale of a group of activations."""
+        scale = torch.tensor(self.affines[group].scale)
+        if group in self.own:
+            scale = (scale * self.steps[self.own[group]].exp()).clamp(max=self.limits[group])
+        return scale
+
+    def _round(self, spec: TensorSpec, value: Tensor, dropping: Dropping | None) -> Tensor:
+        scale, zero_point = self.step(spec.group) * spec.factor, self.affines[spec.group].zero_point
+        if dropping is None:
+            return fake_quantize(value, scale, zero_point, 0, spec.qmax)
+        value = value if value.is_contiguous() else value.contiguous(memory_format=torch.channels_last)
+        kept = dropping.kept(value)
+        return torch.as_tensor(_RoundKept.apply(value, scale, zero_point, spec.qmax, kept))  # type: ignore[no-untyped-call]
+
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        *,
+        dropping: Dropping | None = None,
+        hard: bool = False,
+    ) -> dict[str, Tensor]:
+        """The block's outputs; `dropping` decides which activations are rounded, without it all of them are."""
+        values = dict(inputs)
+        for node in self.block.nodes:
+            held = dict(self.held[node.name])
+            if node.name in self.slots:
+                slot = self.slots[node.name]
+                held["weight"] = self.weights[slot](hard)
+                if slot in self.biases:
+                    held["bias"] = self.biases[slot]
+            arguments = [values[name] for name in node.inputs]
+            value = values[INPUT] if node.op == INPUT else KERNELS[node.op](node, arguments, held)
+            if node.name in self.plan.sources:
+                value = self._round(self.plan.tensors[node.name], value, dropping)
+            values[node.name] = value
+        return {name: values[name] for name in self.block.outputs}
+
+    def undecided(self, beta: float) -> Tensor:
+        """The regulariser over all layers."""
+        terms = [rounding.undecided(beta) for rounding in self.roundings()]
+        return torch.stack(terms).sum() if terms else torch.zeros(())
+
+    def roundings(self) -> list[LearnedRounding]:
+        """The layers' weights in order."""
+        return [self.rounding(layer) for layer in self.slots]
+
+    def rounding(self, layer: str) -> LearnedRounding:
+        """One layer's weights."""
+        found = self.weights[self.slots[layer]]
+        assert isinstance(found, LearnedRounding)
+        return found
+
+    @torch.no_grad()
+    def learned(self, quantized: Quantized) -> Quantized:
+        """`quantized` with what this block learned."""
+        parameters, scales = dict(quantized.graph.parameters), dict(quantized.weight_scales)
+        for node in self.block.nodes:
+            if node.name not in self.slots:
+                continue
+            slot = self.slots[node.name]
+            rounding = self.rounding(node.name)
+            parameters[node.parameters["weight"]] = rounding(hard=True).clone()
+            scales[node.name] = rounding.scales().flatten().clone()
+            if slot in self.biases:
+                parameters[node.parameters["bias"]] = self.biases[slot].detach().clone()
+        affines = {
+            group: Affine(float(self.step(group)), affine.zero_point) if group in self.own else affine
+            for group, affine in quantized.affines.items()
+        }
+        graph = quantized.graph
+        return dataclasses.replace(
+            quantized,
+            graph=Graph(graph.nodes, parameters, graph.output),
+            affines=affines,
+            weight_scales=scales,
+        )
+
+
+def reconstruct(
+    quantized: Quantized,
+    images: Tensor,
+    schedule: Reconstruction,
+    seed: int,
+    progress: Progress,
+    stopwatch: Stopwatch | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Quantized:
+    """Reconstructs every block in turn; what is left of a time limit is shared out evenly among the blocks."""
+    stopwatch, checkpoint = stopwatch or Stopwatch(None), checkpoint or Checkpoint()
+    graph = quantized.graph
+    blocks = find_blocks(graph, quantized.plan)
+    images = images.contiguous(memory_format=torch.channels_last)
+    exact: dict[str, Tensor] = {INPUT: images}
+    rounded: dict[str, Tensor] = {INPUT: images}
+    saved = checkpoint.load(BLOCKS_STAGE)
+    finished = 0
+    if saved is not None:
+        quantized, finished = quantized_from_saved(quantized, saved), saved["finished"]
+        stopwatch.add(saved["seconds"])
+    for index, block in enumerate(blocks):
+        program = BlockProgram(block, quantized)
+        targets = run_float(graph, block, exact, schedule.batch)
+        seconds = stopwatch.left() / (len(blocks) - index)
+        if program.slots and index >= finished and seconds > 0:
+            data = _Data(exact, rounded, targets)
+            randomness = torch.Generator().manual_seed(seed * SEEDS + index)
+            for share in train_block(program, data, schedule, randomness, seconds):
+                progress(STAGE, index + share, len(blocks))
+            quantized = program.learned(quantized)
+            program = BlockProgram(block, quantized)
+            if checkpoint.is_due():
+                state = quantized_to_save(quantized)
+                checkpoint.save(BLOCKS_STAGE, {**state, "finished": index + 1, "seconds": stopwatch.seconds})
+        outputs = run_block(program, rounded, schedule.batch)
+        later = {name for following in blocks[index + 1 :] for name in following.inputs}
+        exact = {name: value for name, value in {**exact, **targets}.items() if name in later}
+        rounded = {name: value for name, value in {**rounded, **outputs}.items() if name in later}
+        progress(STAGE, index + 1, len(blocks))
+    return quantized
+
+
+def quantized_to_save(quantized: Quantized) -> dict[str, Any]:
+    """What reconstruction changes, as plain values and tensors."""
+    return {
+        "parameters": dict(quantized.graph.parameters),
+        "affines": {group: [affine.scale, affine.zero_point] for group, affine in quantized.affines.items()},
+        "weight_scales": dict(quantized.weight_scales),
+    }
+
+
+def quantized_from_saved(start: Quantized, saved: Mapping[str, Any]) -> Quantized:
+    """`start` with what was saved."""
+    affines = {group: Affine(scale, zero_point) for group, (scale, zero_point) in saved["affines"].items()}
+    graph = Graph(start.graph.nodes, saved["parameters"], start.graph.output)
+    return dataclasses.replace(start, graph=graph, affines=affines, weight_scales=saved["weight_scales"])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Data:
+    """What a block reads and should return, for all images."""
+
+    exact: Mapping[str, Tensor]
+    rounded: Mapping[str, Tensor]
+    targets: Mapping[str, Tensor]
+
+
+def train_block(
+    program: BlockProgram,
+    data: _Data,
+    schedule: Reconstruction,
+    randomness: torch.Generator,
+    seconds: float = math.inf,
+) -> Iterator[float]:
+    """Trains one block; yields the share that is done after each step. Few seconds mean fewer steps."""
+    start, steps, step = time.monotonic(), schedule.steps, 0
+    dropping = Dropping(schedule.keep, randomness)
+    roundings = program.roundings()
+    groups = [
+        {"params": [r.v for r in roundings], "lr": schedule.rounding_lr},
+        {"params": [*(r.t for r in roundings), *program.steps.values()], "lr": schedule.scale_lr},
+        {"params": list(program.biases.values()), "lr": schedule.bias_lr},
+    ]
+    optimizer = torch.optim.Adam([group for group in groups if group["params"]])
+    rates = [group["lr"] for group in optimizer.param_groups]
+    count = len(next(iter(data.targets.values())))
+    while step < steps:
+        if step == TIMED and seconds < math.inf:
+            steps = min(steps, max(int(seconds / (time.monotonic() - start) * TIMED), TIMED))
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        chosen = torch.randint(0, count, (schedule.batch,), generator=randomness)
+        inputs = {
+            name: dropping.mix(data.rounded[name][chosen], data.exact[name][chosen]) for name in program.block.inputs
+        }
+        if program.block.nodes[0].op == INPUT:
+            inputs[INPUT] = data.exact[INPUT][chosen]
+        found = program(inputs, dropping=dropping)
+        loss = torch.stack(
+            [(value - data.targets[name][chosen]).square().sum(1).mean() for name, value in found.items()]
+        ).sum()
+        progressed = (step / steps - schedule.warmup) / (1 - schedule.warmup)
+        if progressed >= 0:
+            beta = LAST_BETA + 0.5 * (FIRST_BETA - LAST_BETA) * (1 + math.cos(math.pi * progressed))
+            loss = loss + schedule.decide * program.undecided(beta)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"the reconstruction of the block that ends in {program.block.outputs[-1]} became {value} at step "
+                f"{step + 1}: more images or a lower learning rate would help"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        step += 1
+        yield step / steps
+
+
+@torch.no_grad()
+def run_float(graph: Graph, block: Block, inputs: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
+    """The block's outputs in float, for all images."""
+    held = {node.name: {role: graph.parameters[key] for role, key in node.parameters.items()} for node in block.nodes}
+
+    def run(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        for node in block.nodes:
+            if node.op != INPUT:
+                values[node.name] = KERNELS[node.op](node, [values[name] for name in node.inputs], held[node.name])
+        return {name: values[name] for name in block.outputs}
+
+    return _in_batches(run, block, inputs, batch)
+
+
+@torch.no_grad()
+def run_block(program: BlockProgram, inputs: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
+    """The block's outputs as the file will compute them, for all images."""
+    return _in_batches(lambda values: program(values, hard=True), program.block, inputs, batch)
+
+
+def _in_batches(
+    run: Callable[[dict[str, Tensor]], dict[str, Tensor]], block: Block, inputs: Mapping[str, Tensor], batch: int
+) -> dict[str, Tensor]:
+    needed = [INPUT] if block.nodes[0].op == INPUT else list(block.inputs)
+    parts: dict[str, list[Tensor]] = {name: [] for name in block.outputs}
+    for pieces in zip(*(torch.split(inputs[name], batch) for name in needed), strict=True):
+        for name, value in run(dict(zip(needed, pieces, strict=True))).items():
+            parts[name].append(value)
+    return {name: torch.cat(values) for name, values in parts.items()}

@@ -1,0 +1,34 @@
+"""The time that a run has spent, over all the processes that worked on it."""
+
+from __future__ import annotations
+
+import math
+import time
+
+
+class Stopwatch:
+    """Its seconds are saved with a state and added when that is loaded: a resumed run uses the rest of its budget.
+
+    Work that was lost between the last saved state and a kill is not counted: it is done again.
+    """
+
+    def __init__(self, limit: float | None) -> None:
+        self.limit = math.inf if limit is None else limit
+        self._start = time.monotonic()
+
+    def add(self, seconds: float) -> None:
+        """Counts what an earlier process spent."""
+        self._start -= seconds
+
+    @property
+    def seconds(self) -> float:
+        """Spent so far."""
+        return time.monotonic() - self._start
+
+    def is_over(self, share: float = 1.0) -> bool:
+        """Whether this share of the budget is used up."""
+        return self.seconds > share * self.limit
+
+    def left(self, share: float = 1.0) -> float:
+        """Seconds until this share of the budget is used up; infinite without a budget."""
+        return max(share * self.limit - self.seconds, 0.0)
