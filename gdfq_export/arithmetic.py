@@ -19,6 +19,14 @@ from gdfq_export.integer import QTensor
 
 Codes = npt.NDArray[np.int64]
 F32 = np.float32
+LOGISTIC_LIMIT = 18.0
+LOGISTIC_P = (  # highest power first
+    *(4.37031012579801e-11, 1.15627324459942e-07, 6.08574864600143e-05, 8.51377133304701e-03, 2.48287947061529e-01),
+)
+LOGISTIC_Q = (
+    *(6.10247389755681e-13, 5.76102136993427e-09, 6.29106785017040e-06, 1.70198817374094e-03, 1.16817656904453e-01),
+    9.93151921023180e-01,
+)
 
 
 def _fma(a: npt.NDArray[np.float64], b: np.float32, c: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -83,9 +91,52 @@ def mul_fused(a: QTensor, b: QTensor, c: QTensor) -> Codes:
     return _saturate(np.rint(total))
 
 
-def is_invariant(op: str, a: QTensor, b: QTensor, c: QTensor) -> bool:
-    """Whether every instruction set computes the same code for all pairs of a sum or product."""
+def _add_sse_repeated(a: QTensor, b: QTensor, c: QTensor) -> Codes:
+    """The sum without fused operations where one element of b is repeated: it is added first."""
+    x, y = (grid.astype(F32) for grid in _grid(a, b))
+    ra, rb = F32(a.scale / c.scale), F32(b.scale / c.scale)
+    fixed = F32(F32(c.zero_point) - F32(F32(ra * F32(a.zero_point)) + F32(rb * F32(b.zero_point))))
+    return _saturate(np.rint(F32(fixed + F32(y * rb)) + (x * ra).astype(F32)))
+
+
+def logistic(values: npt.NDArray[np.float32], *, fused: bool) -> npt.NDArray[np.float32]:
+    """The runtime's sigmoid, Eigen's rational approximation by Horner's rule: x p(x^2) / q(x^2) + 1/2."""
+    x = np.clip(values, F32(-LOGISTIC_LIMIT), F32(LOGISTIC_LIMIT))
+    square = (x * x).astype(np.float64)
+
+    def horner(coefficients: tuple[float, ...]) -> npt.NDArray[np.float32]:
+        value = np.full(x.shape, coefficients[0], F32)
+        for coefficient in coefficients[1:]:
+            product = value * square  # exact in float64
+            value = ((product if fused else product.astype(F32)) + np.float64(F32(coefficient))).astype(F32)
+        return value
+
+    quotient = (horner(LOGISTIC_P) * x) / horner(LOGISTIC_Q)
+    found: npt.NDArray[np.float32] = np.clip(quotient + F32(0.5), F32(0), F32(1)).astype(F32)
+    return found
+
+
+def sigmoid_codes(source: QTensor, result: QTensor, *, fused: bool = True) -> Codes:
+    """Q(sigmoid(DQ(code))) for each of the 256 codes."""
+    values = ((np.arange(256) - source.zero_point).astype(F32) * source.scale).astype(F32)
+    return _saturate(np.rint(logistic(values, fused=fused) / result.scale) + result.zero_point)
+
+
+def is_invariant(op: str, a: QTensor, b: QTensor, c: QTensor, *, broadcast: bool = False) -> bool:
+    """Whether every instruction set computes the same code for all pairs of a sum or product.
+
+    Where one operand is `broadcast`, the kernel may exchange the two, and takes them in another order.
+    """
     if op == "mul":
         return bool((mul_unfused(a, b, c) == mul_fused(a, b, c)).all())
     reference = add_fma(a, b, c)
-    return bool((reference == add_sse(a, b, c)).all() and (reference == add_neon(a, b, c)).all())
+    others = [add_sse(a, b, c), add_neon(a, b, c)]
+    if broadcast:
+        others += [_add_sse_repeated(a, b, c)]
+        others += [function(b, a, c).T for function in (add_fma, add_sse, add_neon, _add_sse_repeated)]
+    return all(bool((reference == other).all()) for other in others)
+
+
+def is_sigmoid_invariant(source: QTensor, result: QTensor) -> bool:
+    """Whether a sigmoid's table is the same with and without fused operations."""
+    return bool((sigmoid_codes(source, result) == sigmoid_codes(source, result, fused=False)).all())

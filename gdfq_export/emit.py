@@ -3,8 +3,9 @@
 - Activations are uint8 with rank-0 scale and zero point; weights int8 per output channel without zero point.
 - A kernel stands between DequantizeLinear and exactly one QuantizeLinear; ReLU and Clip before it are left out,
   because its saturation does their work.
-- Below 8 bits a Clip on the uint8 tensor follows; weights of 4 bits and fewer are stored as INT4 and cast to INT8,
-  which folds when the file is loaded.
+- Below 8 bits a Clip on the uint8 tensor follows; weights of 4 bits and fewer are stored packed and unpacked when the
+  file is loaded (`packing.py`).
+- Files of packed weights have short names (`compact.py`).
 - Data movement works on the uint8 tensor itself: it is integer by construction.
 """
 
@@ -17,17 +18,23 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
+from gdfq_export.compact import compact_names
 from gdfq_export.emit_ops import EMIT, float_parameters
-from gdfq_export.exact import code_limits
+from gdfq_export.exact import code_limits, function_table
 from gdfq_export.graph import INPUT, OUTPUT, Graph, Node
 from gdfq_export.integer import IntegerModel, PixelInput, QLayer, QTensor
 from gdfq_export.lower import constant_tensor
 from gdfq_export.onnx_builder import FLOAT, UINT8, OnnxBuilder
-from gdfq_export.ops import LAYERS
+from gdfq_export.ops import LAYERS, LOOKUPS
+from gdfq_export.packing import PACKED_BITS, weight_constant
 from gdfq_export.plan import CODE_CLIPS, quantized_part
 
 BATCH = "batch"
-PACKED_BITS = 4
+
+
+def weight_bytes(count: int, bits: int) -> int:
+    """Bytes that so many weights of one layer take in the file."""
+    return (count + 1) // 2 if bits <= PACKED_BITS else count
 
 
 class _Emitter:
@@ -70,10 +77,7 @@ class _Emitter:
     def layer_parameters(self, node: Node, layer: QLayer, source: QTensor) -> dict[str, str]:
         """Dequantized weight and bias of a layer."""
         b, name = self.b, node.name
-        if layer.bits <= PACKED_BITS:
-            weight = b.add("Cast", [b.packed(f"{name}/weight", layer.q_weight)], f"{name}.weight8", to=TensorProto.INT8)
-        else:
-            weight = b.constant(f"{name}/weight", layer.q_weight, np.int8)
+        weight = weight_constant(b, name, layer.q_weight, layer.bits)
         scales = [b.constant(f"{name}/weight_scale", layer.scale, np.float32)]
         if node.op == "linear":  # ONNX Runtime fuses Gemm only where the weight's zero point is written down
             scales.append(b.constant(f"{name}/weight_zero_point", np.zeros(len(layer.scale)), np.int8))
@@ -117,7 +121,16 @@ class _Emitter:
         if node.op == "pad":
             code = np.clip(np.rint(node.attributes["value"] / source.scale) + source.zero_point, 0, source.qmax)
             held["value"] = self.b.constant(f"{node.name}/value", code, np.uint8)
+        if node.op == "pad_channels":
+            held["value"] = self.b.constant(f"{node.name}/value", source.zero_point, np.uint8)
         return EMIT[node.op](self.b, node, codes, f"{node.name}.q", held)
+
+    def look_up(self, node: Node, name: str) -> str:
+        """Codes of any function of one number: the code is the index into a table of codes."""
+        source, result = (self.model.tensors[tensor] for tensor in (node.inputs[0], name))
+        table = self.b.constant(f"{node.name}/table", function_table(node, source, result).numpy(), np.uint8)
+        index = self.b.add("Cast", [self.codes[node.inputs[0]]], f"{node.name}.index", to=TensorProto.INT32)
+        return self.b.add("Gather", [table, index], f"{name}.q", axis=0)
 
     def kernel(self, node: Node) -> str:
         """A computing operation on dequantized inputs; its float result is read by one QuantizeLinear."""
@@ -147,6 +160,9 @@ def onnx_from_integer_model(model: IntegerModel) -> onnx.ModelProto:
             emitter.codes[node.name] = _constant_codes(emitter, node)
         elif model.moves_codes(node.name):
             emitter.codes[node.name] = emitter.movement(node, model.tensors[node.inputs[0]])
+        elif node.op in LOOKUPS:
+            name = model.plan.absorbed.get(node.name, node.name)
+            emitter.codes[name] = emitter.look_up(node, name)
         else:
             result = emitter.kernel(node)
             name = model.plan.absorbed.get(node.name, node.name)
@@ -155,7 +171,10 @@ def onnx_from_integer_model(model: IntegerModel) -> onnx.ModelProto:
     value = emitter.dequantized(last) if last in model.tensors else result
     channels, height, width = graph.input_shape
     bytes_in: tuple[str, int, Sequence[int | str]] = (INPUT, UINT8, [BATCH, height, width, channels])
-    return _finish(emitter.b, graph, nodes, value, "integer", bytes_in if model.pixels else None)
+    proto = _finish(emitter.b, graph, nodes, value, "integer", bytes_in if model.pixels else None)
+    if any(layer.bits <= PACKED_BITS for layer in model.layers.values()):
+        compact_names(proto)
+    return proto
 
 
 def _constant_codes(emitter: _Emitter, node: Node) -> str:

@@ -70,6 +70,11 @@ def _pad(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str,
     return b.add("Pad", [x[0], b.constant(f"{node.name}/pads", full, np.int64), value], out)
 
 
+def _pad_channels(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    pads = b.constant(f"{node.name}/pads", [0, 0, 0, 0, 0, node.attributes["count"], 0, 0], np.int64)
+    return b.add("Pad", [x[0], pads, p["value"]], out)
+
+
 def _reshape(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
     return b.add("Reshape", [x[0], b.constant(f"{node.name}/shape", [-1, *node.shape], np.int64)], out)
 
@@ -89,7 +94,22 @@ def _upsample(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping
 def _channel_shuffle(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
     channels, groups = node.shape[0], node.attributes["groups"]
     order = np.arange(channels).reshape(groups, channels // groups).T.reshape(-1)
-    return b.add("Gather", [x[0], b.constant(f"{node.name}/order", order, np.int64)], out, axis=1)
+    # The same for all shuffles of its kind; the runtime's Gather reads 32-bit indices as they are.
+    return b.add("Gather", [x[0], b.constant(f"shuffle/{channels}in{groups}", order, np.int32)], out, axis=1)
+
+
+def _gather(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    order = b.constant(f"{node.name}/order", node.attributes["order"], np.int64)
+    return b.add("Gather", [x[0], order], out, axis=node.attributes["axis"])
+
+
+def _expand(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    return b.add("Expand", [x[0], b.constant(f"{node.name}/shape", [1, *node.shape], np.int64)], out)
+
+
+def _reduce_max(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    axes = b.constant(f"{node.name}/axes", node.attributes["axes"], np.int64)
+    return b.add("ReduceMax", [x[0], axes], out, keepdims=int(node.attributes["keep"]))
 
 
 def _scalar(op: str) -> Emit:
@@ -105,6 +125,13 @@ def _batch_norm(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mappi
     return b.add("BatchNormalization", inputs, out, epsilon=node.attributes["eps"])
 
 
+def _instance_norm(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    channels = node.shape[0]
+    weight = p.get("weight") or b.constant(f"{node.name}/weight", np.ones(channels), np.float32)
+    bias = p.get("bias") or b.constant(f"{node.name}/bias", np.zeros(channels), np.float32)
+    return b.add("InstanceNormalization", [x[0], weight, bias], out, epsilon=node.attributes["eps"])
+
+
 def _same(op: str, **attributes: str) -> Emit:
     """An operation whose ONNX form has the same inputs; attributes are theirs=ours."""
 
@@ -118,6 +145,7 @@ EMIT: dict[str, Emit] = {
     "conv": _conv,
     "linear": _linear,
     "batch_norm": _batch_norm,
+    "instance_norm": _instance_norm,
     "relu": _same("Relu"),
     "clip": _clip,
     "leaky_relu": _same("LeakyRelu", alpha="slope"),
@@ -125,10 +153,13 @@ EMIT: dict[str, Emit] = {
     "elu": _same("Elu", alpha="alpha"),
     "sigmoid": _same("Sigmoid"),
     "tanh": _same("Tanh"),
+    "exp": _same("Exp"),
+    "reciprocal": _same("Reciprocal"),
     "gelu": _same("Gelu", approximate="approximate"),
     "add": _same("Add"),
     "sub": _same("Sub"),
     "mul": _same("Mul"),
+    "div": _same("Div"),
     "max": _same("Max"),
     "add_scalar": _scalar("Add"),
     "mul_scalar": _scalar("Mul"),
@@ -138,10 +169,14 @@ EMIT: dict[str, Emit] = {
     "concat": _same("Concat", axis="axis"),
     "slice": _slice,
     "pad": _pad,
+    "pad_channels": _pad_channels,
     "reshape": _reshape,
     "transpose": _same("Transpose", perm="axes"),
     "upsample": _upsample,
     "channel_shuffle": _channel_shuffle,
+    "gather": _gather,
+    "expand": _expand,
+    "reduce_max": _reduce_max,
     "softmax": _same("Softmax", axis="axis"),
     "log_softmax": _same("LogSoftmax", axis="axis"),
 }

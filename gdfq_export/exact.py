@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gdfq_export.arithmetic import sigmoid_codes
 from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.integer import IntegerModel, QLayer, QTensor
 from gdfq_export.lower import operands_of
-from gdfq_export.ops import KERNELS, LAYERS, MOVEMENT, avg_pool, convolve, max_pool
+from gdfq_export.ops import KERNELS, LAYERS, LOOKUPS, MOVEMENT, avg_pool, convolve, max_pool
 from gdfq_export.plan import CODE_CLIPS, quantized_part
 
 F32 = np.float32
@@ -151,8 +152,8 @@ class IntegerProgram(nn.Module):
             tables = [requantize_table(tensor, result) for tensor in inputs]
             axis = node.attributes["axis"]
             return lambda x: torch.cat([table[v.long()] for table, v in zip(tables, x, strict=True)], axis)
-        if node.op in TABLES:
-            table = quantize(KERNELS[node.op](node, [dequantize(torch.arange(256.0), inputs[0])], {}), result)
+        if node.op in TABLES | LOOKUPS:
+            table = function_table(node, inputs[0], result)
             return lambda x: table[x[0].long()]
         return self._float_step(node, inputs, result)
 
@@ -220,6 +221,13 @@ def requantize_table(source: QTensor, result: QTensor) -> Tensor:
     return quantize(dequantize(torch.arange(256.0), source), result)
 
 
+def function_table(node: Node, source: QTensor, result: QTensor) -> Tensor:
+    """Q(f(DQ(code))) for each of the 256 codes."""
+    if node.op == "sigmoid":  # the runtime's own approximation, not PyTorch's
+        return torch.from_numpy(sigmoid_codes(source, result)).float().clamp(0, result.qmax)
+    return quantize(KERNELS[node.op](node, [dequantize(torch.arange(256.0), source)], {}), result)
+
+
 def _movement(node: Node, source: QTensor, result: QTensor) -> Callable[[Sequence[Tensor]], Tensor]:
     """Operations that keep codes: the float kernel works on codes as it does on values."""
     if node.op == "mul_scalar":
@@ -227,6 +235,8 @@ def _movement(node: Node, source: QTensor, result: QTensor) -> Callable[[Sequenc
     if node.op in CODE_CLIPS:
         low, high = code_limits(node, result)
         return lambda x: torch.clamp(x[0], low, high)
+    if node.op == "pad_channels":
+        return lambda x: F.pad(x[0], (0, 0, 0, 0, 0, node.attributes["count"]), value=float(source.zero_point))
     if node.op == "max_pool":
         return lambda x: max_pool(node, x[0], 0.0)
     if node.op == "pad":

@@ -96,6 +96,10 @@ class FakeQuantProgram(nn.Module):
         weight = held["weight"]
         return fake_quantize(weight, step.view(-1, *[1] * (weight.ndim - 1)), 0, -qmax, qmax)
 
+    def finish_layer(self, name: str, value: Tensor) -> Tensor:
+        """What happens to a layer's result before it is rounded: nothing, while batch norm is folded."""
+        return value
+
     def forward(self, x: Tensor, visit: Callable[[str, Tensor], None] | None = None) -> Tensor:
         """Normalised images -> logits of the simulated integer network; `visit` sees every rounded tensor by name."""
         values: dict[str, Tensor] = {}
@@ -109,6 +113,7 @@ class FakeQuantProgram(nn.Module):
                     value = nn.functional.linear(source, weight, held.get("bias"))
                 else:
                     value = convolve(node, source, weight, held.get("bias"))
+                value = self.finish_layer(node.name, value)
             else:
                 value = KERNELS[node.op](node, [values[name] for name in node.inputs], held)
             if node.name in self.plan.sources:

@@ -30,20 +30,20 @@ def companions_of(out: Path) -> Companions:
     return Companions(out, stem.with_name(f"{stem.name}.fakequant.pt2"), stem.with_name(f"{stem.name}.fp32.onnx"))
 
 
-def check_output(path: Path, *, force: bool) -> None:
+def check_output(path: Path, *, force: bool, option: str = "--out") -> None:
     """Refuses an output that cannot be written, before any work is done for it."""
     folder = path.parent if str(path.parent) else Path()
     if not folder.is_dir():
-        raise OutputFileError(f"the folder {folder} of --out does not exist: create it first")
+        raise OutputFileError(f"the folder {folder} of {option} does not exist: create it first")
     if path.is_dir():
-        raise OutputFileError(f"--out {path} is a folder: name a file in it")
+        raise OutputFileError(f"{option} {path} is a folder: name a file in it")
     if path.exists() and not force:
-        raise OutputFileError(f"{path} exists already: choose another --out, or overwrite it with --force")
+        raise OutputFileError(f"{path} exists already: choose another {option}, or overwrite it with --force")
     try:
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OutputFileError(f"cannot write to the folder {folder} of --out ({error.strerror})") from error
+        raise OutputFileError(f"cannot write to the folder {folder} of {option} ({error.strerror})") from error
 
 
 @contextmanager

@@ -101,9 +101,9 @@ def statistics_loss(batch: Sequence[Statistics], stored: Sequence[Statistics], r
     return torch.stack(terms).mean()
 
 
-def generator_loss(cross_entropy: Tensor, statistics: Tensor, beta: float) -> Tensor:
-    """L1(G) = CE + beta * BNS (GDFQ, eq. 9)."""
-    return cross_entropy + beta * statistics
+def generator_loss(cross_entropy: Tensor | None, statistics: Tensor | None, beta: float) -> Tensor:
+    """L1(G) = CE + beta * BNS (GDFQ, eq. 9); a term that is None is switched off (Table 2)."""
+    return _sum(cross_entropy, None if statistics is None else beta * statistics)
 
 
 def student_cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
@@ -124,6 +124,13 @@ def distillation_loss(
     return divergence / student_logits.shape[1] if reading == "code" else divergence
 
 
-def student_loss(cross_entropy: Tensor, distillation: Tensor, gamma: float) -> Tensor:
-    """L2(Q) = CE + gamma * KD (GDFQ, eq. 10)."""
-    return cross_entropy + gamma * distillation
+def student_loss(cross_entropy: Tensor | None, distillation: Tensor | None, gamma: float) -> Tensor:
+    """L2(Q) = CE + gamma * KD (GDFQ, eq. 10); a term that is None is switched off (Table 3)."""
+    return _sum(cross_entropy, None if distillation is None else gamma * distillation)
+
+
+def _sum(*terms: Tensor | None) -> Tensor:
+    present = [term for term in terms if term is not None]
+    if not present:
+        raise ValueError("no loss is left")
+    return torch.stack(present).sum()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gdfq_export.arithmetic import is_invariant
+from gdfq_export.arithmetic import is_invariant, is_sigmoid_invariant
 from gdfq_export.errors import UnsupportedModelError
 from gdfq_export.graph import Graph, Node
 from gdfq_export.integer import IntegerModel, PixelInput, QLayer, QTensor, TargetReport
@@ -103,20 +103,19 @@ def _nudge(quantized: Quantized, scales: dict[str, np.float32]) -> None:
     A group may hold several sums, and a scale that changes is an operand of later ones, so this repeats until
     nothing changes.
     """
-    operators = [n for n in quantized.graph.nodes if n.op in ("add", "mul", "add_scalar")]
+    graph = quantized.graph
+    operators = [node for node in graph.nodes if node.op in ("add", "mul", "add_scalar", "sigmoid")]
     for _ in range(MAX_NUDGES):
         stable = True
         for node in operators:
             tensors = _tensors(quantized, scales)
             made = _result_of(node, quantized.plan)
-            operands = operands_of(node, tensors)
-            if made is None or operands is None:
+            if made is None or any(name not in tensors for name in node.inputs):
                 continue
             group = quantized.plan.tensors[made].group
-            op = "mul" if node.op == "mul" else "add"
             for _ in range(MAX_NUDGES):
                 result = dataclasses.replace(tensors[made], scale=_tensors(quantized, scales)[made].scale)
-                if is_invariant(op, *operands, result):
+                if _is_invariant(graph, node, tensors, result):
                     break
                 scales[group] = np.float32(scales[group] * np.float32(NUDGE))
                 stable = False
@@ -125,6 +124,15 @@ def _nudge(quantized: Quantized, scales: dict[str, np.float32]) -> None:
     raise UnsupportedModelError(
         "no scale was found for which all processors add the same integers: use --target x86-vnni or another"
     )
+
+
+def _is_invariant(graph: Graph, node: Node, tensors: Mapping[str, QTensor], result: QTensor) -> bool:
+    if node.op == "sigmoid":
+        return is_sigmoid_invariant(tensors[node.inputs[0]], result)
+    operands = operands_of(node, tensors)
+    assert operands is not None
+    broadcast = node.op == "add_scalar" or len({graph[name].shape for name in node.inputs}) > 1
+    return is_invariant("mul" if node.op == "mul" else "add", *operands, result, broadcast=broadcast)
 
 
 def _result_of(node: Node, plan: Plan) -> str | None:

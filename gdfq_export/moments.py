@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gdfq_export.graph import Graph
-from gdfq_export.passes.fold_batch_norm import affine_of
+from gdfq_export.graph import Graph, Node
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,10 +21,6 @@ class Moments:
     mean: Tensor  # (C,)
     std: Tensor  # (C,)
 
-    def divided(self, factor: Tensor) -> Moments:
-        """The moments of the tensor divided by a positive factor for each channel."""
-        return Moments(self.mean / factor, self.std / factor)
-
 
 def batch_norm_outputs(captured: Graph, folded: Graph) -> dict[str, Moments]:
     """Tensor of the folded graph -> its moments, for every tensor that a batch norm made."""
@@ -33,19 +28,35 @@ def batch_norm_outputs(captured: Graph, folded: Graph) -> dict[str, Moments]:
     found = {}
     for node in captured.of("batch_norm"):
         name = node.name if node.name in names else node.inputs[0]  # folded into its layer, it has the layer's name
-        scale, shift = affine_of(captured, node)
-        mean, variance = (captured.parameters[node.parameters[role]].double() for role in ("mean", "variance"))
-        found[name] = Moments(scale * mean + shift, scale.abs() * variance.sqrt())
+        variance = captured.parameters[node.parameters["variance"]].double()
+        gamma, beta = captured.parameter(node, "weight"), captured.parameter(node, "bias")
+        std = (variance / (variance + node.attributes["eps"])).sqrt()
+        std = std if gamma is None else std * gamma.double().abs()
+        found[name] = Moments(torch.zeros_like(variance) if beta is None else beta.double(), std)
     return found
 
 
 def peak(moments: Moments, deviations: float) -> Tensor:
     """The largest magnitude that a channel takes within so many standard deviations."""
-    return torch.maximum(
-        (moments.mean + deviations * moments.std).abs(), (moments.mean - deviations * moments.std).abs()
-    )
+    return moments.mean.abs() + deviations * moments.std
 
 
-def rescaled(moments: Mapping[str, Moments], factors: Mapping[str, Tensor]) -> dict[str, Moments]:
-    """Moments after equalization, which divided some tensors by a factor for each channel."""
-    return {name: m.divided(factors[name]) if name in factors else m for name, m in moments.items()}
+def divided(moments: Mapping[str, Moments], factors: Mapping[str, Tensor]) -> dict[str, Moments]:
+    """Moments after equalization, which divided some tensors by a positive factor for each channel."""
+    return {
+        name: Moments(m.mean / factors[name], m.std / factors[name]) if name in factors else m
+        for name, m in moments.items()
+    }
+
+
+def shifted(moments: Mapping[str, Moments], shifts: Mapping[str, Tensor]) -> dict[str, Moments]:
+    """Moments after absorption, which took a constant off each channel of some tensors."""
+    return {name: Moments(m.mean - shifts[name], m.std) if name in shifts else m for name, m in moments.items()}
+
+
+def reads(node: Node, weight: Tensor, channels: Tensor) -> Tensor:
+    """What a layer makes of an image that is constant in each channel, away from its edges: (I,) -> (O,)."""
+    groups = node.attributes["groups"] if node.op == "conv" else 1
+    total = weight.flatten(2).sum(2) if weight.ndim > 2 else weight  # (O, I / groups)
+    inputs = channels.view(groups, 1, -1)
+    return (total.view(groups, -1, total.shape[1]) * inputs).sum(2).reshape(-1)

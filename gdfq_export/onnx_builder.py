@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -34,12 +33,6 @@ class OnnxBuilder:
         """An initializer; the same name always holds the same value."""
         if name not in self.initializers:
             self.initializers[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
-        return name
-
-    def packed(self, name: str, value: npt.NDArray[np.int8]) -> str:
-        """An INT4 initializer, two weights a byte."""
-        if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(value.astype(ml_dtypes.int4), name)
         return name
 
     def model(

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from gdfq_export.graph import Node
 
+MOST_TERMS = 16  # of a sum over an axis, which is taken apart
+SMALLEST_DIVISOR = 1e-6  # the code of zero has a reciprocal too, which nothing should read
 Kernel = Callable[[Node, Sequence[Tensor], Mapping[str, Tensor]], Tensor]
 
 
@@ -80,6 +82,8 @@ KERNELS: dict[str, Kernel] = {
     "clip": lambda n, x, p: x[0].clamp(n.attributes["low"], n.attributes["high"]),
     "leaky_relu": lambda n, x, p: F.leaky_relu(x[0], n.attributes["slope"]),
     "prelu": lambda n, x, p: F.prelu(x[0], p["slope"]),
+    "exp": lambda n, x, p: torch.exp(x[0]),
+    "reciprocal": lambda n, x, p: x[0].clamp_min(SMALLEST_DIVISOR).reciprocal(),
     "elu": lambda n, x, p: F.elu(x[0], n.attributes["alpha"]),
     "sigmoid": lambda n, x, p: torch.sigmoid(x[0]),
     "tanh": lambda n, x, p: torch.tanh(x[0]),
@@ -88,10 +92,14 @@ KERNELS: dict[str, Kernel] = {
     "hard_swish": lambda n, x, p: F.hardswish(x[0]),
     "add_scalar": lambda n, x, p: x[0] + n.attributes["value"],
     "mul_scalar": lambda n, x, p: x[0] * n.attributes["value"],
+    "instance_norm": lambda n, x, p: F.instance_norm(
+        x[0], weight=p.get("weight"), bias=p.get("bias"), eps=n.attributes["eps"]
+    ),
     # two tensors
     "add": lambda n, x, p: x[0] + x[1],
     "sub": lambda n, x, p: x[0] - x[1],
     "mul": lambda n, x, p: x[0] * x[1],
+    "div": lambda n, x, p: x[0] / x[1],
     "max": lambda n, x, p: torch.maximum(x[0], x[1]),
     # pooling
     "max_pool": lambda n, x, p: max_pool(n, x[0], float("-inf")),
@@ -101,19 +109,36 @@ KERNELS: dict[str, Kernel] = {
     "concat": lambda n, x, p: torch.cat(list(x), n.attributes["axis"]),
     "slice": lambda n, x, p: take_slice(n, x[0]),
     "pad": lambda n, x, p: F.pad(x[0], torch_padding(n.attributes["pads"]), value=n.attributes["value"]),
+    "pad_channels": lambda n, x, p: F.pad(x[0], (0, 0, 0, 0, 0, n.attributes["count"])),
     "reshape": lambda n, x, p: x[0].reshape(x[0].shape[0], *n.shape),
     "transpose": lambda n, x, p: x[0].permute(n.attributes["axes"]),
     "upsample": lambda n, x, p: F.interpolate(x[0], scale_factor=n.attributes["scale"], mode="nearest"),
     "channel_shuffle": lambda n, x, p: shuffle_channels(n, x[0]),
+    "gather": lambda n, x, p: x[0].index_select(
+        n.attributes["axis"], torch.tensor(n.attributes["order"], device=x[0].device)
+    ),
+    "expand": lambda n, x, p: x[0].expand(x[0].shape[0], *n.shape),
+    "reduce_max": lambda n, x, p: x[0].amax(n.attributes["axes"], n.attributes["keep"]),
     "softmax": lambda n, x, p: F.softmax(x[0], n.attributes["axis"]),
     "log_softmax": lambda n, x, p: F.log_softmax(x[0], n.attributes["axis"]),
 }
 
-MOVEMENT = frozenset({"concat", "slice", "pad", "reshape", "transpose", "upsample", "channel_shuffle", "max_pool"})
+MOVEMENT = frozenset(
+    {
+        *("concat", "slice", "pad", "reshape", "transpose", "upsample", "channel_shuffle", "gather", "expand"),
+        *("max_pool", "reduce_max", "pad_channels"),
+    }
+)
 """Operations that only move or select codes, so that input and output share one scale."""
 
 LAYERS = frozenset({"conv", "linear"})
 """Operations with integer weights."""
+
+LOOKUPS = frozenset({"tanh", "elu", "gelu", "exp", "reciprocal"})
+"""Functions of one number without an integer kernel: a table of codes, and a Gather that reads it."""
+
+FLOAT_ONLY = frozenset({"instance_norm", "div"})
+"""Operations without an exact integer form: refused unless the user lets them stay float."""
 
 ENDINGS = frozenset({"softmax", "log_softmax"})
 """Operations that stay in float after the last dequantize."""

@@ -26,21 +26,25 @@ from gdfq_export.emit import float_onnx_from_graph, onnx_from_integer_model
 from gdfq_export.errors import DivergedError, UnsupportedModelError, UsageError
 from gdfq_export.exact import IntegerProgram
 from gdfq_export.files import atomic_path, companions_of, remove_leftovers
+from gdfq_export.float_parts import float_parts
 from gdfq_export.generator import ImageSpec, image_spec
 from gdfq_export.graph import Graph, Node
 from gdfq_export.integer import IntegerModel
 from gdfq_export.lower import TARGETS, integer_model_from_quantized, with_pixel_input
 from gdfq_export.methods import METHODS, Outcome, Task
 from gdfq_export.models.sources import LoadedModel
-from gdfq_export.passes import canonicalize, find_channel_shuffle, fold_batch_norm
+from gdfq_export.passes import canonicalize, find_channel_shuffle, fold_batch_norm, pad_input
 from gdfq_export.plan import Plan, make_plan, quantized_part, with_endings, without_endings
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress, silent
 from gdfq_export.provenance import golden_vectors, stamp, stamp_input
+from gdfq_export.real_images import RealImages
+from gdfq_export.report import report_html, widths_of
 from gdfq_export.settings import InputFormat, Settings
 from gdfq_export.simulation import SimulationGap, compare_simulation
 
 logger = logging.getLogger(__name__)
+NO_IMAGES = RealImages()
 VERSIONED = ("torch", "onnx", "numpy", "pytorchcv")
 
 
@@ -54,6 +58,7 @@ class Prepared:
     plan: Plan
     image: ImageSpec
     endings: tuple[Node, ...]  # a softmax behind the logits: neither trained nor quantized
+    in_float: tuple[Node, ...]  # what the user lets stay float between quantized tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +75,11 @@ class Exported:
 
 def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
     """Capture, passes and plan: everything before the first image."""
-    whole = find_channel_shuffle(canonicalize(capture(loaded.module, loaded.input_size)))
+    whole = canonicalize(capture(loaded.module, loaded.input_size))
+    if "find_channel_shuffle" not in settings.without:
+        whole = find_channel_shuffle(whole)
     captured, endings = without_endings(whole)
+    in_float = float_parts(captured, settings.allow_float)
     logits = captured[captured.output]
     if len(logits.shape) != 1:
         raise UnsupportedModelError(
@@ -84,19 +92,29 @@ def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
             f"{captured.num_outputs} outputs: leave it out"
         )
     folded = fold_batch_norm(captured)
+    if "pad_input" not in settings.without:
+        folded = pad_input(folded)
     image = image_spec(loaded.input_size, loaded.mean, loaded.std)
     plan = make_plan(folded, settings.bits, (min(image.low), max(image.high)))
-    return Prepared(loaded, captured, folded, plan, image, endings)
+    return Prepared(loaded, captured, folded, plan, image, endings, in_float)
 
 
 def quantize_model(
-    prepared: Prepared, settings: Settings, progress: Progress = silent, checkpoint: Checkpoint | None = None
+    prepared: Prepared,
+    settings: Settings,
+    progress: Progress = silent,
+    checkpoint: Checkpoint | None = None,
+    real: RealImages = NO_IMAGES,
 ) -> Exported:
     """Runs the method and lowers what it returns; deterministic for a seed on one machine."""
     torch.manual_seed(settings.seed)
     checkpoint = checkpoint or Checkpoint()
-    task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, progress, checkpoint)
-    outcome = METHODS[settings.method](task)
+    task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, progress, checkpoint, real)
+    return lower_outcome(prepared, settings, METHODS[settings.method](task), progress)
+
+
+def lower_outcome(prepared: Prepared, settings: Settings, outcome: Outcome, progress: Progress = silent) -> Exported:
+    """The integers of what a method returned, and how often they agree with the float network."""
     integer = integer_model_from_quantized(outcome.quantized, TARGETS[settings.target])
     integer = dataclasses.replace(integer, graph=with_endings(integer.graph, prepared.endings))
     program = IntegerProgram(integer).eval()
@@ -117,11 +135,13 @@ def teacher_agreement(program: IntegerProgram, teacher: FloatProgram, images: Te
     return 100 * same / len(images)
 
 
-def write_files(exported: Exported, settings: Settings, out: Path, *, companions: bool) -> dict[str, Any]:
-    """Writes the ONNX file and its companions, each whole or not at all; returns the facts about them."""
+def write_files(
+    exported: Exported, settings: Settings, out: Path, *, companions: bool, report: Path | None = None
+) -> dict[str, Any]:
+    """Writes the ONNX file, its companions and the report, each whole or not at all; returns the facts about them."""
     files = companions_of(out)
     checksum = None
-    float_graph = with_endings(exported.prepared.folded, exported.prepared.endings)
+    float_graph = with_endings(fold_batch_norm(exported.prepared.captured), exported.prepared.endings)
     float_model = float_onnx_from_graph(float_graph)
     stamp_input(float_model, input_facts(exported.prepared.loaded, "float-nchw"))
     fp32 = float_model.SerializeToString(deterministic=True)
@@ -134,12 +154,17 @@ def write_files(exported: Exported, settings: Settings, out: Path, *, companions
             stack.enter_context(atomic_path(files.fp32)).write_bytes(fp32)
         model = onnx_from_integer_model(exported.integer)
         facts = provenance(exported, settings, checksum)
-        exact = not exported.prepared.endings  # a softmax in float is not the same to the last bit everywhere
+        # What runs in float is not the same to the last bit everywhere.
+        exact = not (exported.prepared.endings or exported.prepared.in_float)
         stamp(model, facts, golden_vectors(exported.program, exported.outcome.held_back) if exact else None)
         onnx.checker.check_model(model, full_check=True)
         data = model.SerializeToString(deterministic=True)
+        sizes = {"file_bytes": len(data), "fp32_bytes": len(fp32), "sha256": hashlib.sha256(data).hexdigest()}
+        if report is not None:
+            page = report_html(exported, settings, sizes)
+            stack.enter_context(atomic_path(report)).write_text(page, encoding="utf-8")
         stack.enter_context(atomic_path(out)).write_bytes(data)
-    return {"file_bytes": len(data), "fp32_bytes": len(fp32), "sha256": hashlib.sha256(data).hexdigest()}
+    return sizes
 
 
 def program_bytes(program: IntegerProgram) -> bytes:
@@ -197,6 +222,7 @@ def provenance(exported: Exported, settings: Settings, fakequant_sha256: str | N
         "input": input_facts(loaded, settings.input_format),
         "output_step": output_step(exported.integer),
         "float_ending": bool(exported.prepared.endings),
+        "float_parts": [f"{node.op} at {node.place}" for node in exported.prepared.in_float],
         "weights_source": loaded.weights_source,
         "weights_sha256": loaded.weights_sha256,
         "fakequant_sha256": fakequant_sha256,
@@ -213,16 +239,24 @@ def output_step(model: IntegerModel) -> float:
     return float((source.scale * model.layers[last].scale).min())
 
 
-def run_facts(prepared: Prepared, settings: Settings) -> dict[str, Any]:
+def run_facts(prepared: Prepared, settings: Settings, real: RealImages = NO_IMAGES) -> dict[str, Any]:
     """Everything that decides the bytes of the result, by name; a saved state fits only a run with the same."""
     digest = hashlib.sha256()
     for key, value in sorted(prepared.captured.parameters.items()):
         digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    facts: dict[str, Any] = {"model": prepared.loaded.name}
-    for name, value in dataclasses.asdict(settings).items():
-        facts |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+    facts = {"model": prepared.loaded.name, **_flat(dataclasses.asdict(settings), "")}
+    for name, source in (("calibration_data", real.calibration), ("real_data", real.training)):
+        facts[name] = None if source is None else f"{source.name} ({len(source)} images)"
     facts |= {"weights": digest.hexdigest(), "threads": torch.get_num_threads(), "tool": __version__}
     return {**facts, "torch": torch.__version__}
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def run(
@@ -233,13 +267,15 @@ def run(
     companions: bool = True,
     progress: Progress = silent,
     work: WorkDirectory | None = None,
+    report: Path | None = None,
+    real: RealImages = NO_IMAGES,
 ) -> dict[str, Any]:
     """The whole way from a loaded network to the files; returns what `quantize --json` prints."""
     start = time.monotonic()
     prepared = prepare(loaded, settings)
-    checkpoint = open_checkpoint(work, run_facts(prepared, settings)) if work else Checkpoint()
+    checkpoint = open_checkpoint(work, run_facts(prepared, settings, real)) if work else Checkpoint()
     try:
-        exported = quantize_model(prepared, settings, progress, checkpoint)
+        exported = quantize_model(prepared, settings, progress, checkpoint, real)
     except DivergedError as error:
         if work is None:
             raise
@@ -250,11 +286,12 @@ def run(
     checkpoint.save(WRITING, {})
     for path in dataclasses.astuple(companions_of(out)):
         remove_leftovers(path)
-    facts = write_files(exported, settings, out, companions=companions)
+    facts = write_files(exported, settings, out, companions=companions, report=report)
     checkpoint.remove()
     return {
         "out": str(out),
         "bits": {"weight": settings.bits.weight, "activation": settings.bits.activation},
+        "widths": widths_of(exported.integer),
         "method": settings.method,
         "seconds": round(time.monotonic() - start, 1),
         **facts,
@@ -262,6 +299,7 @@ def run(
         "simulation": exported.simulation.to_json(),
         "weights_source": loaded.weights_source,
         "target": settings.target,
+        "float_parts": [f"{node.op} at {node.place}" for node in prepared.in_float],
         "weights_changed_for_target": exported.integer.report.weights_changed,
         "figures": dict(exported.outcome.figures),
     }

@@ -15,8 +15,9 @@ training simulates and lowering emits. Rules:
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +29,7 @@ Symmetry = Literal["unsigned", "affine"]
 MIN_BITS, MAX_BITS = 2, 8
 OUTPUT_BITS = 8
 CODE_CLIPS = frozenset({"relu", "clip"})
-NON_NEGATIVE = frozenset({"relu", "sigmoid"})
+NON_NEGATIVE = frozenset({"relu", "sigmoid", "exp", "reciprocal"})
 
 
 @dataclass(frozen=True)
@@ -224,11 +225,23 @@ def make_plan(graph: Graph, bits: BitWidths, pixels: tuple[float, float] = (-mat
     for node in layers:
         wide = bits.first_last is not None and node.name in ends
         width = bits.first_last if wide and bits.first_last is not None else bits.weight
-        weights[node.name] = WeightSpec(node.name, width, "first or last layer" if wide else f"weights of {node.op}")
+        reason = "first or last layer" if wide else f"weights of {node.op}"
+        if "bits" in node.attributes:
+            width, reason = node.attributes["bits"], "a fixed linear map, not the network's weights"
+        weights[node.name] = WeightSpec(node.name, width, reason)
     movers = {name for name in tensors if _moves_codes(graph[name], tensors)}
     sources = frozenset(tensors.keys() - movers)
     padded = {node.name for node in nodes if node.op == "pad" and node.attributes["value"] != 0.0}
     return Plan(tensors, weights, absorbed, sources, sources | padded)
+
+
+def with_weight_bits(plan: Plan, bits: Mapping[str, int]) -> Plan:
+    """The plan with other widths for the weights of the named layers."""
+    reason = "mixed precision: least sensitivity within the budget"
+    weights = {
+        layer: WeightSpec(layer, bits[layer], reason) if layer in bits else spec for layer, spec in plan.weights.items()
+    }
+    return dataclasses.replace(plan, weights=weights)
 
 
 def _moves_codes(node: Node, tensors: dict[str, TensorSpec]) -> bool:

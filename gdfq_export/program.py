@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor, nn
 
-from gdfq_export.graph import INPUT, Graph
+from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.ops import KERNELS
 
 
@@ -21,6 +21,10 @@ class FloatProgram(nn.Module):
         for key, slot in self._slots.items():
             self.register_buffer(slot, graph.parameters[key].detach().clone(), persistent=False)
         self._last_use = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
+
+    def parameter(self, node: Node, role: str) -> Tensor:
+        """The program's own copy of a node's parameter."""
+        return self.get_buffer(self._slots[node.parameters[role]])
 
     def forward(self, x: Tensor, visit: Callable[[str, Tensor], None] | None = None) -> Tensor:
         """The logits; `visit` sees every tensor by name as soon as it exists."""

@@ -1,7 +1,7 @@
-"""Activation ranges from images: moving average of the extremes (GDFQ, section 5.1) or minimum error.
+"""Activation ranges from images: moving average of the extremes (GDFQ, section 5.1) or a clipped histogram.
 
     ema:  low, high <- m * low + (1 - m) * min(x), m * high + (1 - m) * max(x)      divided by 1 - m^t
-    mse:  argmin over clipping ratios of  sum |x - x_hat|^p                          on a histogram
+    the others choose where to clip a histogram of all values, see `clipping.py`
 
 Deviation: the authors' code divides the stored average by its correction at every step, which overshoots; here the
 correction is applied once, to what is read out.
@@ -11,28 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from gdfq_export.clipping import Histogram, Range, analytic_clip, least_divergence, least_error, percentile
 from gdfq_export.graph import INPUT
 from gdfq_export.plan import MAX_BITS, Plan, TensorSpec
 from gdfq_export.program import FloatProgram
 from gdfq_export.quantizers import Affine, affine_from_range
 
-Ranges = Literal["ema", "mse"]
+Ranges = Literal["mse", "aciq", "kl", "ema", "percentile", "learned"]
+"""How ranges are found; `learned` starts from `mse`, and training moves them."""
 BINS = 4096
 MOMENTUM = 0.9
-
-
-@dataclass(frozen=True)
-class Range:
-    """What a group of tensors spans."""
-
-    low: float
-    high: float
 
 
 class _Observer:
@@ -60,21 +53,18 @@ class _Observer:
         low, high = (self.average / (1 - MOMENTUM**self.batches)).tolist() if self.batches else (0.0, 0.0)
         return Range(low, high)
 
-    def least_error(self, qmax: int, unsigned: bool, power: float) -> Range:
-        """The clipped range with the least sum of |x - x_hat|^power."""
-        width = (self.high - self.low) / BINS
-        centres = self.low + width * (torch.arange(BINS, dtype=torch.float64) + 0.5)
-        ratios = torch.linspace(1.0, 0.2, 65, dtype=torch.float64).tolist()
-        lows = [1.0] if unsigned or self.low == 0 else [1.0, 0.85, 0.7, 0.55, 0.4]
-        candidates = [(self.low * a * r, self.high * b * r) for r in ratios for a in lows for b in lows]
-        best, lowest = Range(self.low, self.high), float("inf")
-        for low, high in candidates:
-            affine = affine_from_range(low, high, qmax, unsigned=unsigned)
-            q = torch.clamp(torch.round(centres / affine.scale) + affine.zero_point, 0, qmax)
-            error = float((self.counts * (centres - (q - affine.zero_point) * affine.scale).abs().pow(power)).sum())
-            if error < lowest:
-                best, lowest = Range(low, high), error
-        return best
+    def clipped(self, method: Ranges, qmax: int, unsigned: bool, power: float) -> Range:
+        """The range of the histogram by one of the criteria."""
+        if self.high <= self.low:
+            return Range(self.low, self.high)
+        histogram = Histogram(self.counts, self.low, self.high)
+        if method == "aciq":
+            return analytic_clip(histogram, qmax, unsigned)
+        if method == "kl":
+            return least_divergence(histogram, qmax, unsigned)
+        if method == "percentile":
+            return percentile(histogram)
+        return least_error(histogram, qmax, unsigned, power)
 
 
 def _clip_to(spec: TensorSpec, x: Tensor) -> Tensor:
@@ -87,7 +77,7 @@ def observe(
     """Group -> range, from the float activations of `program` on the given images (passed over twice)."""
     observers = {group: _Observer() for group in plan.groups()}
     batches = list(batches)
-    for counting in (False, True) if method == "mse" else (False,):
+    for counting in (False,) if method == "ema" else (False, True):
         for batch in batches:
             _observe_batch(program, plan, batch, observers, counting)
     ranges = {}
@@ -98,7 +88,7 @@ def observe(
         elif method == "ema":
             found = observer.moving_average()
         else:
-            found = observer.least_error(spec.qmax, spec.symmetry == "unsigned", power)
+            found = observer.clipped(method, spec.qmax, spec.symmetry == "unsigned", power)
         low, high = max(found.low, spec.low), min(found.high, spec.high)
         ranges[group] = Range(low, high)
     return ranges

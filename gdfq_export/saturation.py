@@ -53,29 +53,29 @@ def make_safe(weight: F64, scale: F64, q_weight: Int, amax: int, qmax: int) -> t
     if not len(rows):
         return q_weight, scale, broken
     target = pairs(weight[rows])  # (B, P, 2)
+    first, second = target[..., 0].copy(), target[..., 1].copy()  # (B, P): reducing an axis of two is slow
     best, steps = np.zeros(target.shape, np.int64), np.zeros(len(rows))
     lowest = np.full(len(rows), np.inf)
     for factor in FACTORS:
-        step = scale[rows] * factor
-        codes = np.clip(np.rint(target / step[:, None, None]), -qmax, qmax).astype(np.int64)
-        codes = _clip_pairs(codes, amax)
-        error = ((target - codes * step[:, None, None]) ** 2).sum((1, 2))
+        step = (scale[rows] * factor)[:, None]
+        codes = [np.clip(np.rint(side / step), -qmax, qmax) for side in (first, second)]
+        _clip_pairs(codes[0], codes[1], amax)
+        error = sum(((side - code * step) ** 2).sum(1) for side, code in zip((first, second), codes, strict=True))
         better = error < lowest
-        lowest[better], steps[better], best[better] = error[better], step[better], codes[better]
+        lowest[better], steps[better] = error[better], step[better, 0]
+        best[better] = np.stack([code[better] for code in codes], axis=-1)
     q_safe, new_scale = q_weight.copy(), scale.copy()
     q_safe[rows], new_scale[rows] = from_pairs(best, (len(rows), *weight.shape[1:])), steps
     return q_safe, new_scale, broken
 
 
-def _clip_pairs(codes: Int, amax: int) -> Int:
-    """Takes what a pair (..., 2) exceeds the bound by from both of its weights, half each."""
-    codes = codes.copy()
+def _clip_pairs(first: F64, second: F64, amax: int) -> None:
+    """Takes what a pair of codes exceeds the bound by from both of its weights, half each; in place."""
     for sign, limit in ((1, 32767 // amax), (-1, 32768 // amax)):
-        same = (codes * sign > 0).all(-1)
-        excess = np.where(same, np.clip((codes * sign).sum(-1) - limit, 0, None), 0)
-        from_small = np.minimum(excess // 2, np.abs(codes).min(-1))
-        second = np.abs(codes[..., 1]) > np.abs(codes[..., 0])  # where the second is the larger
-        from_second = np.where(second, excess - from_small, from_small)
-        codes[..., 0] -= sign * (excess - from_second)
-        codes[..., 1] -= sign * from_second
-    return codes
+        over = np.nonzero((first * sign > 0) & (second * sign > 0) & ((first + second) * sign > limit))
+        a, b = first[over] * sign, second[over] * sign
+        excess = a + b - limit
+        from_small = np.minimum(np.floor(excess / 2), np.minimum(a, b))
+        from_second = np.where(b > a, excess - from_small, from_small)
+        first[over] = sign * (a - (excess - from_second))
+        second[over] = sign * (b - from_second)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from typing import Literal
 
+from gdfq_export.ablations import Ablations
 from gdfq_export.losses import Reading
 from gdfq_export.plan import BitWidths
+from gdfq_export.ranges import Ranges
 
-Ranges = Literal["ema", "mse"]
 InputFormat = Literal["float-nchw", "uint8-nhwc"]
+CODE_TEMPERATURE = 20.0
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Schedule:
     steps_per_epoch: int
     generator_lr: float = 1e-3
     student_lr: float = 1e-4
-    decay_epochs: int = 100  # learning rates times 0.1 every so many epochs
+    decay_epochs: int | None = 100  # learning rates times 0.1 every so many epochs; None: half a cosine down to 0
     beta: float = 0.1  # weight of the batch-norm statistics, eq. 9
     gamma: float = 1.0  # weight of the distillation, eq. 10
     temperature: float = 1.0
@@ -30,6 +33,7 @@ class Schedule:
     reading: Reading = "paper"
     calibration_images: int = 256
     budget_seconds: float | None = None
+    ablations: Ablations = field(default_factory=Ablations)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Reconstruction:
 
     steps: int  # a block
     batch: int = 32
-    rounding_lr: float = 1e-2
+    rounding_lr: float = 0.1
     scale_lr: float = 5e-3
     bias_lr: float = 3e-3
     keep: float = 0.5  # probability that an activation is rounded
@@ -72,6 +76,10 @@ class Settings:
     input_format: InputFormat = "float-nchw"
     distillation: Distillation = Distillation(images=256, batch=256, steps=150)
     reconstruction: Reconstruction = Reconstruction(steps=300)
+    size_budget: int | None = None  # bytes of the file; the widths of weights follow
+    bit_operations_budget: int | None = None
+    allow_float: str | None = None  # regular expression: which operations may stay float
+    without: tuple[str, ...] = ()  # passes for speed that are left out
 
 
 def is_large(shape: tuple[int, ...]) -> bool:
@@ -91,26 +99,39 @@ def schedule_for(preset: str, shape: tuple[int, ...]) -> Schedule:
             student_lr=1e-6 if large else 1e-4,
             doublings=2,
         )
-    if preset == "standard":
-        return Schedule(
-            batch=16 if large else 128,
-            warmup_steps=300 if large else 400,
-            steps=400 if large else 1200,
-            steps_per_epoch=200,
-            student_lr=1e-5 if large else 1e-3,
-            reading="code",
-            beta=1.0,
-        )
-    return Schedule(
+    short = Schedule(
         batch=16 if large else 64,
         warmup_steps=60 if large else 100,
         steps=20 if large else 60,
         steps_per_epoch=200,
         student_lr=1e-5 if large else 1e-4,
+        decay_epochs=None,
         calibration_images=64 if large else 256,
         reading="code",
         beta=1.0,
     )
+    if preset == "fast":
+        return short
+    return dataclasses.replace(
+        short,
+        batch=16 if large else 128,
+        warmup_steps=300 if large else 400,
+        steps=400 if large else 1200,
+        student_lr=1e-5 if large else 1e-3,
+        calibration_images=256,
+    )
+
+
+def with_budget(schedule: Schedule, seconds: float) -> Schedule:
+    """Time instead of steps: a warm-up of the paper's length at most, then as many turns as there is time for."""
+    warmup, steps = max(schedule.warmup_steps, 800), max(schedule.steps, 10)  # ten show how long one takes
+    return dataclasses.replace(schedule, warmup_steps=warmup, steps=steps, budget_seconds=seconds)
+
+
+def with_reading(schedule: Schedule, reading: Reading) -> Schedule:
+    """The losses exactly as the paper prints them, or exactly as its authors' code computes them."""
+    temperature = CODE_TEMPERATURE if reading == "code" else 1.0
+    return dataclasses.replace(schedule, reading=reading, beta=0.1, gamma=1.0, temperature=temperature)
 
 
 def distillation_for(preset: str, shape: tuple[int, ...]) -> Distillation:

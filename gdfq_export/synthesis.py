@@ -77,12 +77,11 @@ def start_generator(teacher: Teacher, spec: ImageSpec, schedule: Schedule, seed:
 
 @dataclass(frozen=True, eq=False)
 class GeneratorStep:
-    """What one update of the generator saw."""
+    """A batch that the student learns from, with what the teacher says of it."""
 
     images: Tensor  # (N, C, H, W), made before the update
     labels: Tensor  # (N,)
     teacher_logits: Tensor  # (N, classes)
-    loss: float
 
 
 def draw(state: GeneratorState, teacher: Teacher, size: int) -> Batch:
@@ -92,16 +91,22 @@ def draw(state: GeneratorState, teacher: Teacher, size: int) -> Batch:
 
 
 def update_generator(state: GeneratorState, teacher: Teacher, schedule: Schedule) -> GeneratorStep:
-    """One step of L1(G) (eq. 9) on a fresh batch."""
+    """One step of L1(G) (eq. 9) on a fresh batch; a generator without a loss only makes images."""
+    parts = schedule.ablations
+    if not parts.trains_generator:
+        return look(state, teacher, schedule.batch)
     batch = draw(state, teacher, schedule.batch)
     with autocast(teacher.device):
         images = state.model(batch.noise, batch.labels)
+        names = teacher.names if parts.generator_statistics else []
         logits, found = run_with_statistics(
-            teacher.program, images.contiguous(memory_format=torch.channels_last), teacher.names
+            teacher.program, images.contiguous(memory_format=torch.channels_last), names
         )
-    cross_entropy = generator_cross_entropy(logits.float(), batch.labels)
-    statistics = statistics_loss(found, teacher.statistics, schedule.reading)
-    loss = generator_loss(cross_entropy, statistics, schedule.beta)
+    loss = generator_loss(
+        generator_cross_entropy(logits.float(), batch.labels) if parts.generator_cross_entropy else None,
+        statistics_loss(found, teacher.statistics, schedule.reading) if parts.generator_statistics else None,
+        schedule.beta,
+    )
     value = float(loss.detach())
     if not math.isfinite(value):
         raise DivergedError(
@@ -112,7 +117,17 @@ def update_generator(state: GeneratorState, teacher: Teacher, schedule: Schedule
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
     state.steps += 1
-    return GeneratorStep(images.detach(), batch.labels, logits.detach().float(), value)
+    return GeneratorStep(images.detach(), batch.labels, logits.detach().float())
+
+
+@torch.no_grad()
+def look(state: GeneratorState, teacher: Teacher, size: int) -> GeneratorStep:
+    """A fresh batch of a generator that stays as it is, as the teacher sees it."""
+    batch = draw(state, teacher, size)
+    with autocast(teacher.device):
+        images = state.model(batch.noise, batch.labels)
+        logits = teacher.program(images.contiguous(memory_format=torch.channels_last))
+    return GeneratorStep(images, batch.labels, logits.float())
 
 
 def generator_to_save(state: GeneratorState) -> dict[str, Any]:
@@ -146,7 +161,9 @@ def train_generator(
     """The warm-up of Algorithm 1; with a budget it ends after its `share`. Returns the steps done."""
     stopwatch = stopwatch or Stopwatch(schedule.budget_seconds)
     checkpoint = checkpoint or Checkpoint()
-    planned = schedule.warmup_steps
+    planned = schedule.warmup_steps if schedule.ablations.trains_generator else 0
+    if not schedule.ablations.alternating:
+        planned += schedule.steps  # separate training: all of the generator's steps come first
     if (saved := checkpoint.load(GENERATOR_STAGE)) is not None:
         restore_generator(state, saved["generator"])
         planned = saved["planned"]

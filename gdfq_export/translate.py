@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 from torch.export import ExportedProgram
+from torch.nn import functional as F
 
 from gdfq_export.errors import UnsupportedModelError
 from gdfq_export.graph import INPUT, OUTPUT, Graph, Node, rebuild
+from gdfq_export.ops import MOST_TERMS
 
 Meaning = tuple[str, dict[str, Any]]  # operation and attributes
 Rule = Callable[["Arguments"], Meaning]
@@ -107,7 +109,8 @@ def _avg_pool(a: Arguments) -> Meaning:
     over = any((size + 2 * pad - kernel) % stride for size, kernel, stride, pad in reaches)
     ceil = bool(a["ceil_mode"]) and over
     if ceil and a["count_include_pad"]:  # the runtime's integer kernel divides by the full window
-        raise _unsupported(a.node, "ceil_mode and windows that reach over the edge (use count_include_pad=False)")
+        axes = iter(zip(window["kernel"], window["stride"], window["pads"], strict=False))
+        return _resample(a.in_shape[1:], a.out_shape[1:], lambda x, out: F.avg_pool1d(x, *next(axes), ceil_mode=True))
     return "avg_pool", {**window, "ceil": ceil, "count_include_pad": bool(a["count_include_pad"])}
 
 
@@ -118,10 +121,20 @@ def _adaptive_avg_pool(a: Arguments) -> Meaning:
     if sizes == goal:
         return "identity", {}
     if any(size % out for size, out in zip(sizes, goal, strict=True)):
-        raise _unsupported(a.node, f"pooling {sizes} to {goal}, which is no whole number of windows")
+        return _resample(sizes, goal, lambda x, out: F.adaptive_avg_pool1d(x, out))
     kernel = tuple(size // out for size, out in zip(sizes, goal, strict=True))
     pads = (0,) * (2 * len(kernel))
     return "avg_pool", {"kernel": kernel, "stride": kernel, "pads": pads, "ceil": False, "count_include_pad": True}
+
+
+def _resample(sizes: Sequence[int], goal: Sequence[int], along: Callable[[torch.Tensor, int], torch.Tensor]) -> Meaning:
+    """A linear map of space that treats its axes apart, as one matrix (out, in) for each.
+
+    `along` is the operation on one axis of (rows, 1, size); what it makes of the unit vectors is the matrix.
+    """
+    pairs = zip(sizes, goal, strict=True)
+    matrices = tuple(along(torch.eye(size)[:, None], out)[:, 0].T.contiguous() for size, out in pairs)
+    return "resample", {"matrices": matrices}
 
 
 def _adaptive_max_pool(a: Arguments) -> Meaning:
@@ -133,12 +146,46 @@ def _adaptive_max_pool(a: Arguments) -> Meaning:
     return "max_pool", {"kernel": kernel, "stride": kernel, "pads": (0,) * (2 * rank), "dilation": (1,) * rank}
 
 
+def _instance_norm(a: Arguments) -> Meaning:
+    if not a["use_input_stats"]:
+        raise _unsupported(a.node, "running statistics (use batch norm)")
+    return "instance_norm", {"eps": a["eps"]}
+
+
 def _mean(a: Arguments) -> Meaning:
     rank = len(a.in_shape) + 1
     axes = sorted(axis % rank for axis in _tuple(a["dim"], 1))
+    if axes == [1] and rank == 4:
+        return "channel_mean", {}
     if axes != list(range(2, rank)):
-        raise _unsupported(a.node, f"a mean over axes {axes} (only the mean over all of space is)")
+        raise _unsupported(a.node, f"a mean over axes {axes} (only those over all of space or over channels are)")
     return ("global_avg_pool" if a["keepdim"] else "global_avg_pool_flat"), {}
+
+
+def _sum(a: Arguments) -> Meaning:
+    rank = len(a.in_shape) + 1
+    axes = sorted(axis % rank for axis in _tuple(a["dim"], 1))
+    if len(axes) != 1 or axes[0] == 0 or a.in_shape[axes[0] - 1] > MOST_TERMS:
+        raise _unsupported(a.node, f"a sum over axes {axes} (only one axis of at most {MOST_TERMS} elements is)")
+    return "sum", {"axis": axes[0]}
+
+
+def _max(a: Arguments) -> Meaning:
+    """max.other, max.dim and amax; positions are refused where something reads them."""
+    if "other" in a.values:
+        return "max", {}
+    rank = len(a.in_shape) + 1
+    axes = sorted(axis % rank for axis in _tuple(a["dim"], 1))
+    if 0 in axes:
+        raise _unsupported(a.node, "a maximum over the batch")
+    return "reduce_max", {"axes": tuple(axes), "keep": bool(a["keepdim"])}
+
+
+def _index_select(a: Arguments) -> Meaning:
+    axis = a["dim"] % (len(a.in_shape) + 1)
+    if axis == 0:
+        raise _unsupported(a.node, "a choice of images")
+    return "index_select", {"axis": axis}
 
 
 def _slice(a: Arguments) -> Meaning:
@@ -175,6 +222,13 @@ def _upsample(a: Arguments) -> Meaning:
     return "upsample", {"scale": scale}
 
 
+def _upsample_linear(a: Arguments) -> Meaning:
+    def along(x: torch.Tensor, out: int) -> torch.Tensor:
+        return F.interpolate(x, size=out, mode="linear", align_corners=bool(a["align_corners"]))
+
+    return _resample(a.in_shape[1:], a.out_shape[1:], along)
+
+
 def _transpose(a: Arguments) -> Meaning:
     rank = len(a.in_shape) + 1
     axes = list(range(rank))
@@ -202,8 +256,6 @@ def _binary(op: str) -> Rule:
             if op in ("add", "sub"):
                 return "add_scalar", {"value": float(other) if op == "add" else -float(other)}
             return "mul_scalar", {"value": float(other) if op == "mul" else 1.0 / float(other)}
-        if op == "div":
-            raise _unsupported(a.node, "a division by a tensor")
         return op, {}
 
     return rule
@@ -248,6 +300,7 @@ RULES: dict[str, Rule] = {
     "linear": _linear,
     "_native_batch_norm_legit_no_training": _plain("batch_norm", eps="eps"),
     "batch_norm": _plain("batch_norm", eps="eps"),
+    "instance_norm": _instance_norm,
     "relu": _plain("relu"),
     "hardtanh": lambda a: ("clip", {"low": float(a["min_val"]), "high": float(a["max_val"])}),
     "relu6": lambda a: ("clip", {"low": 0.0, "high": 6.0}),
@@ -271,6 +324,12 @@ RULES: dict[str, Rule] = {
     "mul": _binary("mul"),
     "div": _binary("div"),
     "maximum": _plain("max"),
+    "max": _max,
+    "amax": _max,
+    "sum": _sum,
+    "stack": lambda a: ("stack", {"axis": a["dim"] % (len(a.out_shape) + 1)}),
+    "expand": _plain("expand"),
+    "index_select": _index_select,
     "cat": lambda a: ("concat", {"axis": a["dim"] % (len(a.out_shape) + 1)}),
     "split": _plain("split", dim="dim"),
     "split_with_sizes": _plain("split", dim="dim"),
@@ -286,6 +345,7 @@ RULES: dict[str, Rule] = {
     "permute": lambda a: _permutation(a, [axis % (len(a.in_shape) + 1) for axis in a["dims"]]),
     "transpose": _transpose,
     "upsample_nearest2d": _upsample,
+    "upsample_bilinear2d": _upsample_linear,
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "squeeze", "unsqueeze"), _plain("reshape")),
     **dict.fromkeys(("clone", "contiguous", "alias", "detach", "lift_fresh_copy"), _identity),
     "dropout": _dropout,
@@ -296,7 +356,9 @@ ROLES = {
     "conv": ("input", {"weight": "weight", "bias": "bias"}),
     "linear": ("input", {"weight": "weight", "bias": "bias"}),
     "batch_norm": ("input", {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}),
+    "instance_norm": ("input", {"weight": "weight", "bias": "bias"}),
     "prelu": ("self", {"slope": "weight"}),
+    "index_select": ("self", {"order": "index"}),
 }
 """Operation -> the argument that holds its data, and role -> argument that holds a parameter."""
 
@@ -357,6 +419,11 @@ def graph_from_program(program: ExportedProgram) -> Graph:
             f"the model takes {len(signature.user_inputs)} inputs, but a classifier takes one batch of images"
         )
 
+    def hold(node: fx.Node, value: torch.Tensor) -> None:
+        """Keeps what the model computes from its parameters alone as a parameter of its own."""
+        key = f"{place_of(node).split(' ')[0]}.{node.name}"
+        parameters[key], keys[node.name] = value.detach().clone(), key
+
     def tensor_name(argument: fx.Node) -> str:
         """The tensor's name; a parameter used as data becomes a constant node."""
         if argument.name not in tensors:
@@ -392,6 +459,10 @@ def graph_from_program(program: ExportedProgram) -> Graph:
             if results[0].name not in tensors:
                 raise UnsupportedModelError("the model returns a parameter, which does not depend on its input")
             return _finish(nodes, parameters, tensors[results[0].name])
+        fixed = _constant_value(fx_node, {name: parameters[key] for name, key in keys.items()})
+        if fixed is not None:
+            hold(fx_node, fixed)
+            continue
         if not isinstance(_value(fx_node), torch.Tensor) or fx_node.target is operator.getitem:
             if fx_node.target is operator.getitem:
                 source, index = fx_node.args
@@ -445,6 +516,27 @@ def graph_from_program(program: ExportedProgram) -> Graph:
         nodes.append(Node(name, op, tuple(inputs), _shape(fx_node), attributes, roles_to_keys, place_of(fx_node)))
         tensors[fx_node.name] = name
     raise AssertionError("a program without output")
+
+
+FILLED = {"zeros_like": 0.0, "new_zeros": 0.0, "zeros": 0.0, "ones_like": 1.0, "new_ones": 1.0, "ones": 1.0}
+
+
+def _constant_value(node: fx.Node, known: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """What a node computes from parameters alone, or of the batch's size alone (as a batch of one); None otherwise."""
+    value = _value(node)
+    if node.op != "call_function" or not isinstance(value, torch.Tensor):
+        return None
+    name = _operator_name(node)
+    if name in FILLED and value.ndim and not isinstance(value.shape[0], int):
+        return torch.full((1, *_shape(node)), FILLED[name])
+    if any(source.name not in known for source in node.all_input_nodes) or node.target is operator.getitem:
+        return None
+
+    def look_up(argument: fx.Node) -> torch.Tensor:
+        return known[argument.name]
+
+    result = node.target(*fx.map_arg(node.args, look_up), **fx.map_arg(node.kwargs, look_up))  # type: ignore[operator]
+    return result if isinstance(result, torch.Tensor) else None
 
 
 def _value(node: fx.Node) -> Any:

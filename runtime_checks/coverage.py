@@ -18,7 +18,7 @@ from gdfq_export.runtime_checks.graph import Graph, Node, graph_from_model, with
 from gdfq_export.runtime_checks.movement import MOVES
 from gdfq_export.runtime_checks.reasons import reason_for_float
 from gdfq_export.runtime_checks.sessions import optimized_model
-from gdfq_export.runtime_checks.tensor_types import CODE_TYPES, element_types
+from gdfq_export.runtime_checks.tensor_types import CODE_TYPES, INDEX_TYPES, element_types
 
 _INTEGER_KERNELS = ("QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul")
 _LINEAR = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose", "MatMulNBits")
@@ -129,12 +129,14 @@ def _tensor_name(node: Node, origin: Node | None) -> str:
 
 
 def _is_integer(node: Node, types: Mapping[str, int]) -> bool:
-    """A kernel on codes: one of the fused ones, or any operator that reads and writes 8- or 16-bit integers."""
+    """A kernel on codes: one of the fused ones, or any that writes codes, or makes them the index into a table."""
     if node.op.startswith("QLinear") or node.op in _INTEGER_KERNELS:
         return True
     if node.op in ("QuantizeLinear", "DequantizeLinear"):
         return False
-    return bool(node.outputs) and types.get(node.outputs[0]) in CODE_TYPES
+    result = types.get(node.outputs[0]) if node.outputs else None
+    indexes = node.op == "Cast" and result in INDEX_TYPES and types.get(node.inputs[0]) in CODE_TYPES
+    return result in CODE_TYPES or indexes
 
 
 def _is_float_operator(node: Node, graph: Graph, behind: set[str], ahead: set[str]) -> bool:

@@ -52,6 +52,7 @@ def prove(model: onnx.ModelProto, graph: Graph, shapes: Mapping[str, tuple[int |
         if layer.bias_scale is not None:
             rows.append(prove_bias_scale(layer))
     with np.errstate(all="ignore"):  # extreme scales overflow in the formulas as well
+        ranges = code_ranges(graph)
         for node in graph.nodes:
             rows += _prove_isa(node, graph, shapes, ranges)
     return rows

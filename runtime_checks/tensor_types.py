@@ -14,6 +14,7 @@ CODE_TYPES = (
     onnx.TensorProto.UINT16,
     onnx.TensorProto.INT16,
 )
+INDEX_TYPES = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
 
 _OUTPUT_ZERO_POINT = {  # input that holds the zero point of the result, and so its type
     "QLinearConv": 7,

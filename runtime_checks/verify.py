@@ -123,14 +123,15 @@ def verify_model(
     wanted = tuple(dict.fromkeys((PROMISED_LEVEL, *levels)))
     if unknown := [level for level in wanted if level not in LEVELS]:
         raise CheckError(f"unknown optimization level '{unknown[0]}'; there are {', '.join(LEVELS)}")
-    model = with_unique_names(load_model(path, max_memory))
+    stored = load_model(path, max_memory)
+    model = with_unique_names(stored)
     kind = require_quantized(graph_from_model(model), Path(path).name)
     graph, shapes = reference_graph(model), known_shapes(model)
-    provenance, changed, golden = read_provenance(model), changed_groups(model), read_golden(model)
+    provenance, changed, golden = read_provenance(model), changed_groups(stored), read_golden(model)
     spec = input_spec(graph, provenance)
     layers = layers_of(model, graph)
-    stored = None if golden is None else golden.codes
-    feeds = verification_inputs(spec, graph, layers, stored, max(samples, 1), seed)
+    vectors = None if golden is None else golden.codes
+    feeds = verification_inputs(spec, graph, layers, vectors, max(samples, 1), seed)
     copy = instrument(model, graph)
     comparison = Comparison(model, copy, wanted, threads)
     done = 0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gdfq_export.errors import InputFileError, UsageError
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+BYTES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20}
+OPERATIONS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
 def parse_budget(text: str) -> float:
@@ -19,6 +22,15 @@ def parse_budget(text: str) -> float:
     if match is None or float(match[1]) == 0:
         raise UsageError(f"--budget {text!r} is no time: write it like 90s, 10m or 1.5h")
     return float(match[1]) * UNITS[match[2]]
+
+
+def parse_amount(text: str, option: str, example: str, units: Mapping[str, float]) -> int:
+    """`400kB` or `1.5G` as a whole number of bytes or operations."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
+    amount = 0.0 if match is None else float(match[1]) * units.get(match[2].lower(), 0.0)
+    if amount < 1:
+        raise UsageError(f"{option} {text!r} is no amount: write it like {example}")
+    return int(amount)
 
 
 def parse_size(text: str) -> tuple[int, int, int]:

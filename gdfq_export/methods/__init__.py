@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gdfq_export.methods.calibrate import calibrate
+from gdfq_export.methods.dfq import dfq
+from gdfq_export.methods.dfqf import dfqf
 from gdfq_export.methods.gdfq import gdfq
 from gdfq_export.methods.recon import recon
 from gdfq_export.methods.task import Outcome, Task
+from gdfq_export.methods.zeroq import zeroq
 
-METHODS: dict[str, Callable[[Task], Outcome]] = {"gdfq": gdfq, "calibrate": calibrate, "recon": recon}
+METHODS: dict[str, Callable[[Task], Outcome]] = {
+    "gdfq": gdfq,
+    "calibrate": calibrate,
+    "recon": recon,
+    "dfq": dfq,
+    "dfqf": dfqf,
+    "zeroq": zeroq,
+}
 
 __all__ = ["METHODS", "Outcome", "Task"]

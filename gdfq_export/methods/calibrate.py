@@ -4,33 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from gdfq_export.generator import Generator
 from gdfq_export.lower import Quantized
+from gdfq_export.methods.supply import Generated
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.program import FloatProgram
 from gdfq_export.quantizers import weight_scales
 from gdfq_export.ranges import affines_from_ranges, observe
-from gdfq_export.synthesis import HELD_BACK_SEED, Teacher, make_images, start_generator, train_generator
+from gdfq_export.real_images import ImageSource, read_batches, split
+from gdfq_export.stopwatch import Stopwatch
+from gdfq_export.synthesis import Teacher
 
 
 def calibrate(task: Task) -> Outcome:
-    """Trains the generator, then quantizes with the ranges of its images."""
-    settings = task.settings
-    teacher = Teacher(task.captured, settings.device)
-    state = start_generator(teacher, task.image, settings.schedule, settings.seed)
-    steps = train_generator(state, teacher, settings.schedule, task.progress, share=0.9, checkpoint=task.checkpoint)
-    quantized = quantize_with_images(task, teacher, state.model)
-    return Outcome(quantized, hold_back(task, teacher, state.model), {"generator_steps": steps})
+    """Trains the generator, then quantizes with the ranges of its images; or with those of the user's images."""
+    if task.real.calibration is not None:
+        images, held_back = real_calibration(task, task.real.calibration)
+        return Outcome(quantize_to_nearest(task, images), held_back, {"real_images": sum(map(len, images))})
+    supply = Generated(task, Teacher(task.captured, task.settings.device))
+    supply.warm_up(Stopwatch(task.settings.schedule.budget_seconds), share=0.9)
+    return Outcome(quantize_to_nearest(task, supply.calibration()), supply.held_back(), supply.figures())
 
 
-def quantize_with_images(task: Task, teacher: Teacher, model: Generator) -> Quantized:
-    """Post-training quantization of the folded network on generated images."""
-    settings = task.settings
-    count, batch = settings.schedule.calibration_images, settings.schedule.batch
-    return quantize_to_nearest(task, [x for x, _ in make_images(model, teacher, count, batch, settings.seed + 1)])
+def real_calibration(task: Task, source: ImageSource) -> tuple[list[Tensor], Tensor]:
+    """Batches of the user's images for ranges, and others for the record of agreement."""
+    count, batch = task.settings.schedule.calibration_images, task.settings.schedule.batch
+    parts = split(source, count, task.settings.seed)
+    return read_batches(source, parts.fitted[:count], batch), source.read(parts.held_back)[0]
 
 
 def quantize_to_nearest(task: Task, images: Sequence[Tensor]) -> Quantized:
@@ -45,11 +46,3 @@ def quantize_to_nearest(task: Task, images: Sequence[Tensor]) -> Quantized:
         for layer, spec in task.plan.weights.items()
     }
     return Quantized(task.folded, task.plan, affines_from_ranges(task.plan, ranges), scales)
-
-
-def hold_back(task: Task, teacher: Teacher, model: Generator) -> Tensor:
-    """Images from a seed that neither ranges nor training use."""
-    settings = task.settings
-    count, batch = settings.schedule.calibration_images, settings.schedule.batch
-    images = make_images(model, teacher, count, batch, settings.seed + HELD_BACK_SEED)
-    return torch.cat([x for x, _ in images]).cpu()

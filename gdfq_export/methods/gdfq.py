@@ -3,10 +3,13 @@
 warm up G;  quantize;  batch-norm statistics stay fixed, because they are folded
 for t = 1 .. T:
     x = G(z | y);  update G by L1 (eq. 9);  update Q by L2 (eq. 10) on the same x
+
+Each part has its switch (`ablations.py`), and real images can take the generator's place as an upper bound.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,33 +21,27 @@ from gdfq_export.errors import DivergedError
 from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.losses import distillation_loss, student_cross_entropy, student_loss
 from gdfq_export.lower import Quantized
-from gdfq_export.methods.calibrate import hold_back, quantize_with_images
+from gdfq_export.methods.calibrate import quantize_to_nearest, real_calibration
+from gdfq_export.methods.supply import Generated, Real, Supply
 from gdfq_export.methods.task import Outcome, Task
+from gdfq_export.moving_statistics import MovingStatisticsProgram
 from gdfq_export.quantizers import Affine
 from gdfq_export.settings import Schedule
 from gdfq_export.stopwatch import Stopwatch
-from gdfq_export.synthesis import (
-    GENERATOR_STAGE,
-    GeneratorState,
-    GeneratorStep,
-    Teacher,
-    generator_to_save,
-    restore_generator,
-    start_generator,
-    train_generator,
-    update_generator,
-)
+from gdfq_export.synthesis import GENERATOR_STAGE, GeneratorStep, Teacher
 
 DECAY = 0.1
 TRAINING_STAGE = "training"
 LARGEST_LOSS = 1e6
+MEASURED_TURNS = 5  # before a budget becomes a number of steps
+SHARE_OF_TURNS = 0.95  # of what is left of the budget by then
 
 
 @dataclass(eq=False)
 class Training:
     """Everything that one step changes: what a checkpoint holds."""
 
-    generator: GeneratorState
+    supply: Supply
     student: FakeQuantProgram
     optimizer: torch.optim.SGD
     steps: int  # planned
@@ -53,7 +50,7 @@ class Training:
     def to_save(self) -> dict[str, Any]:
         """The state as plain values and tensors."""
         return {
-            "generator": generator_to_save(self.generator),
+            "supply": self.supply.to_save(),
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "steps": self.steps,
@@ -62,7 +59,7 @@ class Training:
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Continues where `to_save` was called."""
-        restore_generator(self.generator, saved["generator"])
+        self.supply.restore(saved["supply"])
         self.student.load_state_dict(saved["student"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.steps, self.done = saved["steps"], saved["done"]
@@ -70,64 +67,90 @@ class Training:
 
 def gdfq(task: Task) -> Outcome:
     """Calibrates on warmed-up images, then trains in turns and keeps the student that agrees best."""
-    settings, schedule, checkpoint = task.settings, task.settings.schedule, task.checkpoint
-    stopwatch = Stopwatch(schedule.budget_seconds)
-    teacher = Teacher(task.captured, settings.device)
-    generator = start_generator(teacher, task.image, schedule, settings.seed)
-    saved = checkpoint.load(TRAINING_STAGE)
+    stopwatch = Stopwatch(task.settings.schedule.budget_seconds)
+    teacher = Teacher(task.captured, task.settings.device)
+    real = task.real.training
+    supply: Supply = Generated(task, teacher) if real is None else Real(task, teacher, real)
+    saved = task.checkpoint.load(TRAINING_STAGE)
     if saved is None:
-        train_generator(generator, teacher, schedule, task.progress, stopwatch=stopwatch, checkpoint=checkpoint)
-        calibrated = quantize_with_images(task, teacher, generator.model)
+        supply.warm_up(stopwatch)
+        shown = task.real.calibration
+        images = supply.calibration() if shown is None else real_calibration(task, shown)[0]
+        calibrated = quantize_to_nearest(task, images)
+        training = start_training(task, calibrated, supply)
     else:
         calibrated = calibrated_from_saved(task, saved["calibrated"])
-        stopwatch.add(saved["seconds"])
-    training = start_training(generator, calibrated, schedule, settings.device)
-    if saved is not None:
+        training = start_training(task, calibrated, supply)
         training.restore(saved)
-    ranges = calibrated_to_save(calibrated)
+        stopwatch.add(saved["seconds"])
+    train(task, training, calibrated, stopwatch)
+    held_back = supply.held_back()
+    before = divergence(FakeQuantProgram(calibrated, learned_steps=False), teacher, held_back)
+    after = divergence(training.student.eval(), teacher, held_back)
+    keep = after < before or not task.settings.schedule.ablations.keep_better
+    figures = {
+        **supply.figures(),
+        "student_steps": training.done,
+        "divergence_calibrated": before,
+        "divergence_trained": after,
+        "kept_trained": float(keep),
+    }
+    return Outcome(training.student.quantized() if keep else calibrated, held_back, figures)
+
+
+def start_training(task: Task, calibrated: Quantized, supply: Supply) -> Training:
+    """Student and optimizer before the first step."""
+    schedule, learned = task.settings.schedule, task.settings.ranges == "learned"
+    student = (
+        FakeQuantProgram(calibrated, learned_steps=learned)
+        if schedule.ablations.fixed_statistics
+        else MovingStatisticsProgram(calibrated, task.captured, learned_steps=learned)
+    ).to(task.settings.device)
+    steps = {id(step) for step in [*student.steps.parameters(), *student.weight_steps.parameters()]}
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) not in steps], "weight_decay": 1e-4},
+        {"params": [p for p in trained if id(p) in steps], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.SGD(
+        [group for group in groups if group["params"]], lr=schedule.student_lr, momentum=0.9, nesterov=True
+    )
+    return Training(supply, student.train(), optimizer, schedule.steps)
+
+
+def train(task: Task, training: Training, calibrated: Quantized, stopwatch: Stopwatch) -> None:
+    """The loop of Algorithm 1. A budget becomes a number of steps once their cost is known, so that rates can decay."""
+    schedule, checkpoint, ranges = task.settings.schedule, task.checkpoint, calibrated_to_save(calibrated)
+    start, first = stopwatch.seconds, training.done
     while training.done < training.steps:
-        seen = take_turn(training, teacher, schedule)
+        seen = take_turn(training, schedule)
+        if schedule.budget_seconds is not None and training.done == MEASURED_TURNS:
+            cost = (stopwatch.seconds - start) / (training.done - first)
+            left = max(schedule.budget_seconds - stopwatch.seconds, 0.0)
+            training.steps = training.done + int(SHARE_OF_TURNS * left / cost)
         if stopwatch.is_over():
             training.steps = training.done
         task.progress("training generator and student in turns", training.done, training.steps)
         if training.done == training.steps or checkpoint.is_due():
-            with torch.no_grad():  # of the state that is saved, which may be one step too far
-                loss = float(loss_of_student(training.student, seen, schedule))
-            refuse_diverged(loss, training.done, schedule.student_lr)
+            refuse_diverged(loss_of_saved(training, seen, schedule), training.done, schedule.student_lr)
             entry = {"calibrated": ranges, "seconds": stopwatch.seconds}
             checkpoint.save(TRAINING_STAGE, {**training.to_save(), **entry})
             checkpoint.drop(GENERATOR_STAGE)
-    held_back = hold_back(task, teacher, generator.model)
-    before = divergence(FakeQuantProgram(calibrated, learned_steps=False), teacher, held_back)
-    after = divergence(training.student, teacher, held_back)
-    figures = {
-        "generator_steps": generator.steps,
-        "student_steps": training.done,
-        "divergence_calibrated": before,
-        "divergence_trained": after,
-    }
-    return Outcome(training.student.quantized() if after < before else calibrated, held_back, figures)
 
 
-def start_training(generator: GeneratorState, calibrated: Quantized, schedule: Schedule, device: str) -> Training:
-    """Student and optimizer before the first step."""
-    student = FakeQuantProgram(calibrated, learned_steps=False).to(device)
-    optimizer = torch.optim.SGD(
-        [p for p in student.parameters() if p.requires_grad],
-        lr=schedule.student_lr,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=1e-4,
-    )
-    return Training(generator, student, optimizer, schedule.steps)
+def decay_at(schedule: Schedule, done: int, planned: int) -> float:
+    """What learning rates are multiplied by: 0.1 after every so many epochs (section 5.1), or half a cosine."""
+    if schedule.decay_epochs is None:
+        return 0.5 * (1 + math.cos(math.pi * min(done / planned, 1.0)))
+    return DECAY ** (done // (schedule.steps_per_epoch * schedule.decay_epochs))
 
 
-def take_turn(training: Training, teacher: Teacher, schedule: Schedule) -> GeneratorStep:
+def take_turn(training: Training, schedule: Schedule) -> GeneratorStep:
     """One iteration of Algorithm 1."""
-    decay = DECAY ** (training.done // (schedule.steps_per_epoch * schedule.decay_epochs))
-    training.generator.optimizer.param_groups[0]["lr"] = schedule.generator_lr * decay
-    training.optimizer.param_groups[0]["lr"] = schedule.student_lr * decay
-    seen = update_generator(training.generator, teacher, schedule)
+    decay = decay_at(schedule, training.done, training.steps)
+    for group in training.optimizer.param_groups:
+        group["lr"] = schedule.student_lr * decay
+    seen = training.supply.next(training.done, decay)
     update_student(training.student, training.optimizer, seen, schedule, training.done)
     training.done += 1
     return seen
@@ -157,13 +180,22 @@ def divergence(student: FakeQuantProgram, teacher: Teacher, images: Tensor) -> f
 
 
 def loss_of_student(student: FakeQuantProgram, seen: GeneratorStep, schedule: Schedule) -> Tensor:
-    """L2(Q) (eq. 10) on generated images."""
-    logits = student(seen.images)
+    """L2(Q) (eq. 10) on generated images, or what the switches leave of it."""
+    logits, parts = student(seen.images), schedule.ablations
+    distillation = distillation_loss(logits, seen.teacher_logits, schedule.temperature, schedule.reading)
     return student_loss(
-        student_cross_entropy(logits, seen.labels),
-        distillation_loss(logits, seen.teacher_logits, schedule.temperature, schedule.reading),
+        student_cross_entropy(logits, seen.labels) if parts.student_cross_entropy else None,
+        distillation if parts.distillation else None,
         schedule.gamma,
     )
+
+
+@torch.no_grad()
+def loss_of_saved(training: Training, seen: GeneratorStep, schedule: Schedule) -> float:
+    """The loss of a state that is about to be saved, which may be one step too far; changes nothing."""
+    loss = float(loss_of_student(training.student.eval(), seen, schedule))
+    training.student.train()
+    return loss
 
 
 def refuse_diverged(loss: float, step: int, rate: float) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from gdfq_export.allocation import Curve
 from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.generator import ImageSpec
 from gdfq_export.graph import Graph
 from gdfq_export.lower import Quantized
 from gdfq_export.plan import Plan
 from gdfq_export.progress import Progress
+from gdfq_export.real_images import RealImages
 from gdfq_export.settings import Settings
 
 
@@ -27,6 +29,7 @@ class Task:
     settings: Settings
     progress: Progress
     checkpoint: Checkpoint = field(default_factory=Checkpoint)  # saves nothing unless there is a work directory
+    real: RealImages = field(default_factory=RealImages)  # nothing, in a data-free run
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,3 +39,5 @@ class Outcome:
     quantized: Quantized
     held_back: Tensor  # (N, C, H, W)
     figures: Mapping[str, float] = field(default_factory=dict)
+    curve: Curve | None = None  # of mixed precision
+    traces: Mapping[str, Sequence[float]] = field(default_factory=dict)  # a quantity -> its value at every step

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from gdfq_export.passes.absorb_bias import absorb_bias
 from gdfq_export.passes.canonicalize import canonicalize
 from gdfq_export.passes.equalize import equalize
 from gdfq_export.passes.find_channel_shuffle import find_channel_shuffle
 from gdfq_export.passes.fold_batch_norm import fold_batch_norm
+from gdfq_export.passes.pad_input import pad_input
 
-__all__ = ["canonicalize", "equalize", "find_channel_shuffle", "fold_batch_norm"]
+OPTIONAL_PASSES = ("find_channel_shuffle", "pad_input")
+"""Passes for speed alone, which can be left out by name."""
+
+__all__ = [
+    "OPTIONAL_PASSES",
+    "absorb_bias",
+    "canonicalize",
+    "equalize",
+    "find_channel_shuffle",
+    "fold_batch_norm",
+    "pad_input",
+]

@@ -3,7 +3,14 @@
     hard_swish(x)            -> x * hard_sigmoid(x)
     hard_sigmoid(x)          -> clip(x + 3, 0, 6) * (1/6)
     silu(x)                  -> x * sigmoid(x)
+    prelu(x)                 -> max(x, 0) + slope * min(x, 0), or leaky_relu where all slopes are one
     sub(x, y) by a constant  -> add_scalar
+    x - y                    -> x + y * (-1)
+    x * c, c <= 0            -> x * a constant tensor
+    sum over an axis         -> the sum of its slices
+    stack                    -> reshape, concat
+    slice of a concat        -> the operand that it cuts out
+    mean over channels, bilinear upsampling, uneven average pooling -> 1x1 convolutions
     x * a * b                -> x * (a b)
     pad with 0, then conv    -> conv with more padding
     conv on a 1x1 map        -> reshape, linear             (when the kernel is 1x1)
@@ -17,18 +24,25 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
+
 from gdfq_export.graph import Graph, Node, rebuild
+from gdfq_export.passes.integer_forms import INTEGER_FORMS
 
 
 def canonicalize(graph: Graph) -> Graph:
     """The same function with fewer forms; each step is its own small function."""
-    for step in (_expand_activations, _drop_identities, _absorb_padding, _linear_from_pointwise, _drop_identities):
+    steps = (
+        *(_expand_nodes, _drop_identities, _cut_concats, _drop_identities, _drop_zeros, _drop_broadcasts),
+        *(_absorb_padding, _linear_from_pointwise, _drop_identities),
+    )
+    for step in steps:
         graph = step(graph)
     return graph
 
 
 def _expand(node: Node) -> list[Node]:
-    """A node as simpler nodes; the last one keeps its name."""
+    """An activation as simpler nodes; the last one keeps its name."""
     shape, place, source = node.shape, node.place, node.inputs
 
     def make(suffix: str, op: str, inputs: tuple[str, ...], **attributes: float) -> Node:
@@ -50,8 +64,59 @@ def _expand(node: Node) -> list[Node]:
     return [node]
 
 
-def _expand_activations(graph: Graph) -> Graph:
-    return rebuild(graph, [part for node in graph.nodes for part in _expand(node)])
+def _expand_nodes(graph: Graph) -> Graph:
+    parameters: dict[str, Tensor] = {}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        expand = INTEGER_FORMS.get(node.op)
+        nodes += _expand(node) if expand is None else expand(graph, node, parameters)
+    return rebuild(graph, nodes, parameters=parameters)
+
+
+def _cut_concats(graph: Graph) -> Graph:
+    """A slice that is exactly one operand of a concat is that operand."""
+    aliases: dict[str, str] = {}
+    for node in graph.of("slice"):
+        source = graph[node.inputs[0]]
+        cut = node.attributes
+        if source.op != "concat" or source.attributes["axis"] != cut["axis"] or cut["step"] != 1:
+            continue
+        start = 0
+        for name in source.inputs:
+            end = start + graph[name].shape[cut["axis"] - 1]
+            if (start, end) == (cut["start"], cut["end"]) and graph[name].op != "constant":
+                aliases[node.name] = name
+            start = end
+    return rebuild(graph, [node for node in graph.nodes if node.name not in aliases], aliases=aliases)
+
+
+def _drop_zeros(graph: Graph) -> Graph:
+    """x + 0 -> x, where 0 is a constant tensor; a product with one is 0 itself."""
+    aliases: dict[str, str] = {}
+    zeros = {node.name for node in graph.of("constant") if not bool(graph.parameters[node.parameters["value"]].any())}
+    for node in graph.of("add", "mul"):
+        inputs = [aliases.get(name, name) for name in node.inputs]
+        none = [name for name in inputs if name in zeros]
+        others = [name for name in inputs if name not in zeros]
+        if node.op == "mul" and none and graph[none[0]].shape == (1, *node.shape):
+            aliases[node.name] = none[0]
+            zeros.add(node.name)
+        elif node.op == "add" and none and others and graph[others[0]].shape == node.shape:
+            aliases[node.name] = others[0]
+    return rebuild(graph, [node for node in graph.nodes if node.name not in aliases], aliases=aliases)
+
+
+def _drop_broadcasts(graph: Graph) -> Graph:
+    """expand before an operator that broadcasts by itself goes away."""
+    users = graph.users()
+    aliases = {}
+    for node in graph.of("expand"):
+        readers = users[node.name]
+        partners = [[graph[name].shape for name in reader.inputs if name != node.name] for reader in readers]
+        whole = all(reader.op in ("add", "mul") for reader in readers) and all(node.shape in p for p in partners)
+        if whole and len(graph[node.inputs[0]].shape) == len(node.shape):
+            aliases[node.name] = node.inputs[0]
+    return rebuild(graph, [node for node in graph.nodes if node.name not in aliases], aliases=aliases)
 
 
 def _drop_identities(graph: Graph) -> Graph:

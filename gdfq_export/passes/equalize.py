@@ -1,4 +1,4 @@
-"""Cross-layer range equalization (DFQ, Nagel et al. 2019, eq. 7-11): channels between two layers get similar ranges.
+"""Cross-layer range equalization (DFQ, Nagel et al. 2019): channels between two layers get similar ranges.
 
     f(x / s) = f(x) / s  for s > 0           ReLU, LeakyReLU, PReLU, pooling, and what only moves channels
     W1' = W1 / s,  b1' = b1 / s,  W2' = W2 * s                       the same function

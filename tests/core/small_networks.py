@@ -307,6 +307,85 @@ def gray() -> nn.Module:
     return Net(lambda m, x: m.fc(pooled(F.relu(m.a(x)))), a=conv_bn(1, 8, 5), fc=head(8))
 
 
+def parametric() -> nn.Module:
+    """PReLU, with a slope a channel and with one for all."""
+    return Net(
+        lambda m, x: m.fc(pooled(m.one(m.b(m.many(m.a(x)))))),
+        a=conv_bn(3, 8),
+        many=nn.PReLU(8, init=0.3),
+        b=conv_bn(8, 8),
+        one=nn.PReLU(),
+        fc=head(8),
+    )
+
+
+def selective() -> nn.Module:
+    """SKNet's choice between branches: stack, sum, softmax in the middle."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = torch.stack([F.relu(m.a(x)), F.relu(m.b(x))], 1)
+        w = m.choose(F.adaptive_avg_pool2d(y.sum(1), 1)).view(x.shape[0], 2, 8)
+        return m.fc(pooled((y * F.softmax(w, 1).unsqueeze(-1).unsqueeze(-1)).sum(1)))
+
+    return Net(forward, a=conv_bn(3, 8), b=conv_bn(3, 8, 1), choose=nn.Conv2d(8, 16, 1), fc=head(8))
+
+
+def attention() -> nn.Module:
+    """CBAM: a gate that is expanded, and one from mean and maximum over channels."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.a(x))
+        x = x * torch.sigmoid(m.gate(pooled(x))).unsqueeze(2).unsqueeze(3).expand_as(x)
+        seen = torch.cat([x.max(dim=1)[0].unsqueeze(1), x.mean(dim=1).unsqueeze(1)], 1)
+        return m.fc(pooled(x * torch.sigmoid(m.place(seen))))
+
+    return Net(forward, a=conv_bn(3, 8), gate=nn.Linear(8, 8), place=nn.Conv2d(2, 1, 3, padding=1), fc=head(8))
+
+
+def recurrent() -> nn.Module:
+    """DIANet's LSTM cell, twice: tanh, and a state that begins as zeros."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.a(x))
+        w = pooled(x)
+        h = c = torch.zeros_like(w)
+        for _ in range(2):
+            i, f, g, o = (m.wx(w) + m.wh(h)).chunk(4, 1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+        return m.fc(pooled(x * h.unsqueeze(-1).unsqueeze(-1)))
+
+    return Net(forward, a=conv_bn(3, 8), wx=nn.Linear(8, 32), wh=nn.Linear(8, 32), fc=head(8))
+
+
+def smooth() -> nn.Module:
+    """Functions without an integer kernel."""
+    return Net(lambda m, x: m.fc(pooled(F.gelu(m.b(F.elu(m.a(x)))))), a=conv_bn(3, 8), b=conv_bn(8, 8), fc=head(8))
+
+
+def resampled() -> nn.Module:
+    """Bilinear upsampling, and average pooling to a size that does not divide, or whose windows reach over the edge."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.a(x))
+        up = F.interpolate(F.adaptive_avg_pool2d(x, (3, 5)), size=(8, 8), mode="bilinear", align_corners=True)
+        return m.fc(pooled(m.b(F.avg_pool2d(x - up, 3, 2, ceil_mode=True))))
+
+    return Net(forward, a=conv_bn(3, 8), b=conv_bn(8, 8), fc=head(8))
+
+
+def computed_weights() -> nn.Module:
+    """Weights that the model makes of its parameters: signs, and slices."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(F.conv2d(x, torch.sign(m.a.weight[:6]) * 0.2, padding=1))
+        return m.fc(pooled(x.index_select(1, m.order)))
+
+    net = Net(forward, a=nn.Conv2d(3, 8, 3, bias=False), fc=head(6))
+    net.register_buffer("order", torch.tensor([3, 0, 5, 1, 4, 2]))
+    return net
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     function.__name__: function
     for function in (
@@ -333,6 +412,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         upsampled,
         learned_scale,
         gray,
+        parametric,
+        selective,
+        attention,
+        recurrent,
+        smooth,
+        resampled,
+        computed_weights,
     )
 }
 

@@ -8,6 +8,8 @@ from small_networks import NETWORKS, folded, images, integer_model, run_onnx, sh
 
 from gdfq_export.emit import float_onnx_from_graph, onnx_from_integer_model
 from gdfq_export.program import FloatProgram
+from gdfq_export.runtime_checks.folding import fold_constants
+from gdfq_export.runtime_checks.graph import graph_from_model
 
 
 def emitted(name: str, weight: int = 8, activation: int = 8) -> onnx.ModelProto:
@@ -50,9 +52,9 @@ def test_biases_are_int32() -> None:
     assert types_of("plain", "/bias") == {TensorProto.INT32}
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_weights_of_4_bits_and_fewer_are_stored_as_int4(bits: int) -> None:
-    assert types_of("plain", "/weight", weight=bits) == {TensorProto.INT4}
+@pytest.mark.parametrize(("bits", "kind"), [(2, TensorProto.UINT8), (3, TensorProto.UINT8), (4, TensorProto.INT4)])
+def test_weights_of_4_bits_are_stored_as_int4_and_narrower_ones_as_planes(bits: int, kind: int) -> None:
+    assert types_of("plain", "/weight", weight=bits) == {kind}
 
 
 @pytest.mark.parametrize("bits", [5, 7])
@@ -62,11 +64,20 @@ def test_weights_of_5_bits_and_more_are_stored_as_int8(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [2, 4, 5, 8])
 def test_the_file_holds_the_weights_of_the_integer_model(bits: int) -> None:
-    held = initializers(emitted("residual", bits))
+    graph = fold_constants(graph_from_model(emitted("residual", bits)))
+    kernels = {node.name.rpartition(":")[0] or node.name: node for node in graph.nodes}
     for name, layer in integer_model("residual", bits, 8).layers.items():
-        assert np.array_equal(numpy_helper.to_array(held[f"{name}/weight"]).astype(np.int8), layer.q_weight)
-        assert np.array_equal(numpy_helper.to_array(held[f"{name}/bias"]), layer.q_bias)
-        assert np.array_equal(numpy_helper.to_array(held[f"{name}/weight_scale"]), layer.scale)
+        weight, bias = (graph.producers[kernels[name].inputs[index]] for index in (1, 2))
+        assert np.array_equal(graph.constants[weight.inputs[0]], layer.q_weight)
+        assert np.array_equal(graph.constants[bias.inputs[0]], layer.q_bias)
+        assert np.array_equal(graph.constants[weight.inputs[1]], layer.scale)
+
+
+def test_narrow_files_have_short_names_and_still_say_where_a_kernel_stands() -> None:
+    wide, narrow = emitted("residual", 5), emitted("residual", 4)
+    assert max(len(name) for node in narrow.graph.node for name in node.output) <= len("logits")
+    paths = {node.name.rpartition(":")[0] for node in wide.graph.node if node.op_type in ("Conv", "Add", "Gemm")}
+    assert paths == {node.name for node in narrow.graph.node if node.op_type in ("Conv", "Add", "Gemm")}
 
 
 def test_scales_of_activations_have_rank_0() -> None:

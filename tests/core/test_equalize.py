@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from gdfq_export.capture import capture
 from gdfq_export.graph import Graph
-from gdfq_export.moments import Moments, batch_norm_outputs, peak, rescaled
+from gdfq_export.moments import Moments, batch_norm_outputs, divided, peak
 from gdfq_export.passes import canonicalize, equalize, find_channel_shuffle, fold_batch_norm
 from gdfq_export.passes.equalize import find_pairs
 from gdfq_export.program import FloatProgram, run_taps
@@ -133,7 +133,7 @@ def test_a_channel_that_reaches_the_cap_of_relu6_is_left_alone_and_no_other_is_b
     (first, *_) = graph.of("conv")
     factors = equalize(graph, moments).factors[first.name]
     assert factors[1] == 1.0
-    after = rescaled(moments, {first.name: factors})[first.name]
+    after = divided(moments, {first.name: factors})[first.name]
     open_channels = torch.tensor([0, 2, 3])
     assert (after.mean + 6 * after.std)[open_channels].max() <= 6.0 + 1e-9
     assert (factors[open_channels] != 1.0).all()

@@ -14,7 +14,7 @@ from gdfq_export.models.random_weights import set_batch_norm_statistics
 from gdfq_export.models.sources import LoadedModel
 from gdfq_export.pipeline import prepare, quantize_model
 from gdfq_export.plan import BitWidths
-from gdfq_export.settings import Schedule, Settings, schedule_for
+from gdfq_export.settings import Distillation, Schedule, Settings, schedule_for
 
 SHORT = Schedule(batch=16, warmup_steps=4, steps=4, steps_per_epoch=2, calibration_images=32)
 
@@ -37,7 +37,8 @@ def loaded(module: nn.Module) -> LoadedModel:
 
 
 def settings(method: str, schedule: Schedule = SHORT) -> Settings:
-    return Settings(method, BitWidths(4, 4), schedule, "mse", "portable", seed=0)
+    few = Distillation(images=32, batch=16, steps=4)
+    return Settings(method, BitWidths(4, 4), schedule, "mse", "portable", seed=0, distillation=few)
 
 
 @pytest.fixture(scope="module")

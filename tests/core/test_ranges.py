@@ -14,6 +14,7 @@ from gdfq_export.ranges import MOMENTUM, Range, affines_from_ranges, observe
 
 SHAPE = (1, 2, 2)
 W8A8 = BitWidths(8, 8)
+METHODS = ["mse", "aciq", "kl", "ema", "percentile", "learned"]
 
 
 def graph_of(*steps: tuple[str, str, tuple[str, ...], dict[str, object]], weight: float = 1.0) -> Graph:
@@ -91,12 +92,12 @@ def test_a_derived_tensor_is_measured_in_the_scale_of_its_group() -> None:
     assert observed(graph, batch(-4.0, 2.0)).keys() == {INPUT, "conv"}
 
 
-@pytest.mark.parametrize("method", ["ema", "mse"])
+@pytest.mark.parametrize("method", METHODS)
 def test_an_activation_of_zeros_has_an_empty_range(method: str) -> None:
     assert observed(graph_of(weight=0.0), batch(-4.0, 2.0), method=method)["conv"] == Range(0.0, 0.0)
 
 
-@pytest.mark.parametrize("method", ["ema", "mse"])
+@pytest.mark.parametrize("method", METHODS)
 def test_batches_may_come_from_a_generator(method: str) -> None:
     graph = graph_of()
     plan = make_plan(graph, W8A8)

@@ -49,11 +49,16 @@ RIGHT_OR_REFUSED: dict[str, Callable[[Tensor], Tensor]] = {
     "batch merged with channels": lambda x: x.reshape(x.shape[0] * 3, 1, 8, 8),
     "concat of batches": lambda x: torch.cat([x, x * 2], 0),
     "crop by negative padding": lambda x: F.pad(x, (-1, -1, -1, -1)),
+    "maximum over space": lambda x: x.flatten(2).max(2)[0],
+    "sum over channels": lambda x: x.sum(1),
+    "sum over space": lambda x: x.sum((2, 3)),
+    "difference of tensors": lambda x: x - F.relu(x),
     "average pool with partial windows": lambda x: F.avg_pool2d(x, 3, 2, 0, ceil_mode=True),
 }
 REFUSED: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "a mean over everything": lambda m, x: x - x.mean(),
-    "the first of several results": lambda m, x: x.flatten(2).max(2)[0],
+    "the first of several results": lambda m, x: x.flatten(2).median(2)[0],
+    "a position of the maximum": lambda m, x: x * x.max(1)[1].unsqueeze(1),
     "topk": lambda m, x: x.flatten(1).topk(5)[0],
     "unbind": lambda m, x: x.unbind(2)[0],
     "dropout that never ends": lambda m, x: F.dropout(x),

@@ -1,0 +1,58 @@
+"""Short names for files of packed weights, where module paths would take more room than the layers' weights.
+
+    features.stage1.unit1.conv1/weight  ->  1f/weight        a group of initializers, with its roles
+    features.stage1.unit1.conv1.q       ->  1g               what one operator hands to the next
+
+The operators that compute keep the module's path as their name, so that a report still says where they stand; those
+around them (quantize, dequantize, clip, unpack) have none. Input and output keep their names.
+"""
+
+from __future__ import annotations
+
+import string
+
+import onnx
+
+DIGITS = string.digits + string.ascii_lowercase
+UNNAMED = frozenset({"QuantizeLinear", "DequantizeLinear", "Clip", "Cast"})
+UNPACKING = frozenset({"BitShift", "BitwiseAnd", "ReduceSum", "Sub"})
+
+
+def compact_names(model: onnx.ModelProto) -> None:
+    """Renames in place; what the model computes stays the same."""
+    graph = model.graph
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    short: dict[str, str] = {"": "", **{name: name for name in kept}}
+    groups: dict[str, str] = {}
+    count = 0
+
+    def next_name() -> str:
+        nonlocal count
+        while True:
+            count += 1
+            if (name := _base36(count)) not in kept:
+                return name
+
+    for tensor in graph.initializer:
+        group, _, role = tensor.name.rpartition("/")
+        if group not in groups:
+            groups[group] = next_name()
+        short[tensor.name] = tensor.name = f"{groups[group]}/{role}"
+    for node in graph.node:
+        if node.op_type in UNNAMED | UNPACKING:
+            node.name = ""
+        else:
+            node.name = node.name.rpartition(":")[0]
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name not in short:
+                    short[name] = next_name()
+                names[index] = short[name]
+
+
+def _base36(number: int) -> str:
+    digits = ""
+    while number:
+        number, last = divmod(number, len(DIGITS))
+        digits = DIGITS[last] + digits
+    return digits

@@ -1,0 +1,78 @@
+"""DFQ (Nagel et al. 2019): equalize, absorb high biases, ranges from batch norm's statistics, correct the biases.
+
+Neither weights nor ranges see an image. A few distilled images give the empirical correction its means, and decide
+which correction (none, analytic, empirical) agrees best with the float network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from gdfq_export.assumed_activations import AssumedActivations, propagate
+from gdfq_export.bias_correction import correct_by_images, correct_by_moments
+from gdfq_export.fakequant import FakeQuantProgram
+from gdfq_export.graph import Graph
+from gdfq_export.lower import Quantized
+from gdfq_export.methods.gdfq import divergence
+from gdfq_export.methods.recon import make_images
+from gdfq_export.methods.task import Outcome, Task
+from gdfq_export.moments import Moments, batch_norm_outputs, divided, peak, shifted
+from gdfq_export.passes import absorb_bias, equalize
+from gdfq_export.quantizers import weight_scales
+from gdfq_export.ranges import affines_from_ranges, observe
+from gdfq_export.stopwatch import Stopwatch
+from gdfq_export.synthesis import Teacher
+
+SPAN = 3.0  # deviations that count as the range of a channel
+IMAGES = 128  # distilled, half of them held back
+
+
+def dfq(task: Task) -> Outcome:
+    """Quantizes the equalized network without images, then picks the bias correction with the least divergence."""
+    settings = task.settings
+    teacher = Teacher(task.captured, settings.device)
+    graph, stated = equalized_network(task)
+    moments = propagate(graph, stated, task.image)
+    plain = quantize_by_moments(task, graph, moments)
+    few = dataclasses.replace(settings.distillation, images=min(IMAGES, settings.distillation.images))
+    asked = dataclasses.replace(task, settings=dataclasses.replace(settings, distillation=few))
+    made = make_images(asked, teacher, Stopwatch(settings.schedule.budget_seconds)).pixels
+    images, held_back = made[::2], made[1::2]
+    candidates = {
+        "plain": plain,
+        "analytic": correct_by_moments(plain, moments),
+        "empirical": correct_by_images(plain, images.cpu()),
+    }
+    figures = {
+        f"divergence_{name}": divergence(FakeQuantProgram(candidate, learned_steps=False), teacher, held_back)
+        for name, candidate in candidates.items()
+    }
+    best = min(candidates, key=lambda name: figures[f"divergence_{name}"])
+    return Outcome(candidates[best], held_back.cpu(), figures)
+
+
+def equalized_network(task: Task) -> tuple[Graph, dict[str, Moments]]:
+    """The folded network with equal ranges and small biases, and the moments that batch norm states for it.
+
+    Deviation: channels are equalized by their activations, not by the weights that make them, because our weights
+    have a scale for each output channel.
+    """
+    stated = batch_norm_outputs(task.captured, task.folded)
+    equalized = equalize(task.folded, stated, {name: peak(m, SPAN) for name, m in stated.items()})
+    stated = divided(stated, equalized.factors)
+    absorbed = absorb_bias(equalized.graph, stated)
+    return absorbed.graph, shifted(stated, absorbed.shifts)
+
+
+def quantize_by_moments(task: Task, graph: Graph, moments: dict[str, Moments]) -> Quantized:
+    """Rounds to nearest, with the ranges of normal activations instead of images."""
+    no_images = torch.empty(0)
+    assumed = AssumedActivations(graph, moments)
+    ranges = observe(assumed, task.plan, [no_images], method=task.settings.ranges)
+    scales = {
+        layer: weight_scales(graph.parameters[graph[layer].parameters["weight"]], spec.qmax)
+        for layer, spec in task.plan.weights.items()
+    }
+    return Quantized(graph, task.plan, affines_from_ranges(task.plan, ranges), scales)

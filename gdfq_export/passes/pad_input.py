@@ -1,0 +1,40 @@
+"""Pads the image from 3 to 4 channels in front of the first convolution, with weights of zero: faster kernels.
+
+    sum_c (q_c - z) w_c  =  sum_c (q_c - z) w_c + (z - z) 0
+
+The new channel holds zero, whose code is the zero point, so every accumulator stays what it was. Kernels that read four
+codes at a time then need no special case for the last ones. Requires: a folded graph. It stands before lowering, since
+which weights kernels add in pairs depends on the number of channels (`saturation.py`).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from gdfq_export.graph import INPUT, Graph, Node, rebuild
+
+LANES = 4
+PADDED = "input.padded"
+
+
+def pad_input(graph: Graph) -> Graph:
+    """The same function of the same image; unchanged where something else than a plain convolution reads it."""
+    channels, *space = graph.input_shape
+    readers = graph.users()[INPUT]
+    missing = -channels % LANES
+    plain = all(node.op == "conv" and node.attributes["groups"] == 1 and len(space) == 2 for node in readers)
+    if not missing or channels == 1 or not readers or not plain:
+        return graph
+    parameters: dict[str, Tensor] = {}
+    nodes = []
+    for node in graph.nodes:
+        if INPUT in node.inputs:
+            key = f"{node.name}/padded"
+            weight = graph.parameters[node.parameters["weight"]]  # (O, C, kh, kw)
+            parameters[key] = F.pad(weight, (0, 0, 0, 0, 0, missing))
+            node = node.replace(inputs=(PADDED,), parameters={**node.parameters, "weight": key})
+        nodes.append(node)
+        if node.name == INPUT:
+            nodes.append(Node(PADDED, "pad_channels", (INPUT,), (channels + missing, *space), {"count": missing}))
+    return rebuild(graph, nodes, parameters=parameters)
