@@ -22,6 +22,7 @@ from gdfq_export.packing import weight_bytes
 from gdfq_export.pipeline import Exported, Prepared, prepare, quantize_model, write_files
 from gdfq_export.plan import BitWidths, make_plan, with_weight_bits
 from gdfq_export.program import FloatProgram
+from gdfq_export.runtime_checks.verify import verify_model
 from gdfq_export.sensitivity import (
     Sensitivity,
     bit_operations_of,
@@ -141,6 +142,14 @@ def test_the_first_and_last_layer_keep_a_width_that_was_asked_for_them() -> None
 def test_a_budget_below_the_narrowest_network_is_refused_with_what_would_do(budget: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="give at least"):
         quantized(**budget)
+
+
+def test_wide_first_weights_of_narrow_padded_pixels_are_proved_not_to_saturate(tmp_path: Path) -> None:
+    asked = settings(bits=BitWidths(8, 4), size_budget=10**9)
+    out = tmp_path / "m.onnx"
+    write_files(quantize_model(prepared(asked.bits), asked), asked, out, companions=False)
+    report = verify_model(out, samples=2).to_json()
+    assert (report["passed"], report["saturation_safe"], report["float_ops"]) == (True, True, [])
 
 
 def test_the_plan_says_why_a_layer_has_its_width() -> None:
