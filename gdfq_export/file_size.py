@@ -2,13 +2,14 @@
 
     bytes of the file = fixed + sum over layers of (bytes of the weights + what unpacking them adds at that width)
 
-Read off files in which all layers have the same width: for those the sum is exact, and for a mixture it is near.
+Read off files in which all layers have the same width. A file with a packed layer has short names throughout
+(`compact.py`); where all layers are wide, long names come on top.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch import Tensor
 from gdfq_export.emit import onnx_from_integer_model
 from gdfq_export.exact import IntegerProgram
 from gdfq_export.integer import IntegerModel, QLayer
-from gdfq_export.packing import weight_bytes
+from gdfq_export.packing import PACKED_BITS, weight_bytes
+from gdfq_export.plan import MAX_BITS
 from gdfq_export.provenance import golden_vectors, stamp
 
 FACTS = 3000  # of the metadata that says how the file was made, and of bytes as input
@@ -26,25 +28,35 @@ FACTS_PER_LAYER = 32
 
 @dataclass(frozen=True)
 class FileSize:
-    """What stands beside the weights: for the whole file, and for each layer of a width."""
+    """What stands beside the weights: for the whole file, for each layer of a width, and for long names."""
 
     fixed: int
-    each: dict[int, int]
+    each: Mapping[int, int]
+    long_names: int
+
+    def beside(self, widths: Collection[int]) -> int:
+        """What does not depend on which layer has which of the widths."""
+        return self.fixed + (self.long_names if min(widths) > PACKED_BITS else 0)
 
 
 def bytes_beside_weights(model: IntegerModel, widths: Collection[int], images: Tensor) -> FileSize:
     """Bounds from above, a few kilobytes beyond what it will be; `images` are those of the golden vectors."""
     golden, count = golden_vectors(IntegerProgram(model).eval(), images), len(model.layers)
-    beside = {}
-    for bits in widths:
-        uniform = dataclasses.replace(model, layers={name: _narrowed(q, bits) for name, q in model.layers.items()})
-        proto = onnx_from_integer_model(uniform)
+    smallest = min(model.layers, key=lambda name: model.layers[name].q_weight.size)
+
+    def beside(bits: int, packed: Collection[str] = ()) -> int:
+        asked = {name: PACKED_BITS if name in packed else bits for name in model.layers}
+        layers = {name: _narrowed(layer, asked[name]) for name, layer in model.layers.items()}
+        proto = onnx_from_integer_model(dataclasses.replace(model, layers=layers))
         stamp(proto, {}, golden)
-        weights = sum(weight_bytes(layer.q_weight.size, bits) for layer in uniform.layers.values())
-        beside[bits] = len(proto.SerializeToString()) - weights
-    least = min(beside.values())
-    each = {bits: -(-(size - least) // count) for bits, size in beside.items()}
-    return FileSize(least + FACTS + FACTS_PER_LAYER * count, each)
+        weights = sum(weight_bytes(layer.q_weight.size, layer.bits) for layer in layers.values())
+        return len(proto.SerializeToString()) - weights
+
+    short = {bits: beside(bits, [smallest] if bits > PACKED_BITS else []) for bits in widths}
+    least = min(short.values())
+    each = {bits: -(-(size - least) // count) for bits, size in short.items()}
+    long_names = max(beside(MAX_BITS) - least - count * each.get(MAX_BITS, 0), 0)
+    return FileSize(least + FACTS + FACTS_PER_LAYER * count, each, long_names)
 
 
 def _narrowed(layer: QLayer, bits: int) -> QLayer:

@@ -122,7 +122,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(item, Mapping):
             found += _flat(item, f"{name}: ")
-        elif item is not None:
+        elif item is not None and item != ():
             found.append((name, f"{item:g}" if isinstance(item, float) else str(item)))
     return found
 

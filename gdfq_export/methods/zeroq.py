@@ -54,18 +54,21 @@ def allocate(task: Task, quantized: Quantized, images: Tensor, held_back: Tensor
     by_size = task.settings.size_budget is not None
     budget = task.settings.size_budget if by_size else task.settings.bit_operations_budget
     assert budget is not None  # the caller asked
-    size = FileSize(0, {})
+    size = FileSize(0, {}, 0)
     if by_size:
         widths = {*WIDTHS, *(spec.bits for spec in task.plan.weights.values())}
         integer = integer_model_from_quantized(quantized, TARGETS[task.settings.target])
         size = bytes_beside_weights(integer, widths, held_back)
-    fixed, costs = size.fixed, {}
+    costs = {}
     for node in task.folded.of(*LAYERS):
         asked = [task.plan.weights[node.name].bits] if _is_fixed(task, node.name) else WIDTHS
         options = [(bits, _cost(task, node, bits, by_size) + size.each.get(bits, 0)) for bits in asked]
         costs[node.name] = widths_worth_asking(options)
     choices = measure(Sensitivity(task.folded, images, task.settings.device), costs, task.progress)
-    front = [dataclasses.replace(point, cost=point.cost + fixed) for point in pareto_front(choices)]
+    front = [
+        dataclasses.replace(point, cost=point.cost + size.beside(point.bits.values()))
+        for point in pareto_front(choices)
+    ]
     chosen = within(front, budget)
     if chosen is None:
         raise UsageError(_too_small(front[0], budget, by_size))
@@ -73,7 +76,9 @@ def allocate(task: Task, quantized: Quantized, images: Tensor, held_back: Tensor
     for bits in WIDTHS:
         if all(any(choice.bits == bits for choice in options) for options in choices.values()):
             picked = [next(c for c in options if c.bits == bits) for options in choices.values()]
-            uniform.append((bits, sum(c.cost for c in picked) + fixed, sum(c.sensitivity for c in picked)))
+            uniform.append(
+                (bits, sum(c.cost for c in picked) + size.beside([bits]), sum(c.sensitivity for c in picked))
+            )
     unit = "bytes of the file" if by_size else "bit operations"
     points = [(point.cost, point.sensitivity) for point in front]
     return Curve(unit, budget, points, (chosen.cost, chosen.sensitivity), uniform), chosen

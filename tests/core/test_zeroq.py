@@ -98,7 +98,7 @@ def test_the_predicted_size_of_a_uniform_file_is_its_size_but_for_the_facts(bits
     exported = quantize_model(prepared(asked.bits), asked)
     size = bytes_beside_weights(quantized().integer, range(2, 9), exported.outcome.held_back)
     layers = exported.integer.layers.values()
-    predicted = size.fixed + sum(weight_bytes(layer.q_weight.size, bits) + size.each[bits] for layer in layers)
+    predicted = size.beside([bits]) + sum(weight_bytes(layer.q_weight.size, bits) + size.each[bits] for layer in layers)
     with TemporaryDirectory() as folder:
         written = write_files(exported, asked, Path(folder) / "m.onnx", companions=False)["file_bytes"]
     # 3,100: three kilobytes are set aside for the facts of the run, a little over two are used
