@@ -31,7 +31,6 @@ SUPPORTED: dict[str, Function] = {
     "sum with itself": lambda x: x + x,
     "sum over channels": lambda x: x.sum(1),
     "mean over channels": lambda x: x.mean(1, keepdim=True),
-    "difference": lambda x: x - torch.relu(x),
     "maximum over channels": lambda x: x.amax(1),
     "stack": lambda x: torch.stack([x, 2 * x], 2).flatten(1, 2),
     "softmax between layers": lambda x: torch.softmax(x, 1) + 1,
