@@ -300,6 +300,7 @@ def _cast(a: Arguments) -> Meaning:
 RULES: dict[str, Rule] = {
     "conv1d": _conv,
     "conv2d": _conv,
+    "conv3d": _conv,
     "linear": _linear,
     "_native_batch_norm_legit_no_training": _plain("batch_norm", eps="eps"),
     "batch_norm": _plain("batch_norm", eps="eps"),
