@@ -108,3 +108,8 @@ def fma(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> Float:
     odd = np.where((error != 0) & even, np.nextafter(total, towards), total)
     result: Float = odd.astype(np.float32)
     return result
+
+
+def quantize_bias(bias: Array, scale: Array) -> Array:
+    """A constant float bias as the runtime quantizes it on loading: rint(f32(b / f32(sx * sw)))."""
+    return np.asarray(np.rint(bias / scale.astype(np.float32)).astype(np.int32))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gdfq_export.runtime_checks import pairs, pooling, tables
-from gdfq_export.runtime_checks.arithmetic import Quantization
+from gdfq_export.runtime_checks.arithmetic import Quantization, quantize_bias
 from gdfq_export.runtime_checks.graph import Array, Node
 from gdfq_export.runtime_checks.linear import convolve, multiply
 from gdfq_export.runtime_checks.values import Accumulator, Clamp, Pending, Quantized, Value
@@ -78,12 +78,12 @@ def _product_scale(x: Quantized, weight: Quantized, output_axis: int) -> Array |
 
 
 def _integer_bias(inputs: Inputs, scale: Array) -> Array | None:
-    """The int32 bias; a constant float bias is quantized as the runtime does on loading: rint(f32(b / f32(sx*sw)))."""
+    """The int32 bias, the file's own or what the runtime makes of a float one."""
     bias = inputs[2] if len(inputs) > 2 else None
     if isinstance(bias, Quantized) and bias.codes.dtype == np.int32:
         return bias.codes
     if isinstance(bias, np.ndarray) and bias.dtype == np.float32 and bias.ndim == 1:
-        return np.rint(bias / scale).astype(np.int32)
+        return quantize_bias(bias, scale)
     return None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from gdfq_export.runtime_checks.arithmetic import Quantization
+from gdfq_export.runtime_checks.arithmetic import Quantization, quantize_bias
 from gdfq_export.runtime_checks.code_ranges import CodeRange, code_ranges
 from gdfq_export.runtime_checks.folding import quantization_from_constants
 from gdfq_export.runtime_checks.graph import Array, Graph, Node, graph_from_model
@@ -24,8 +24,8 @@ class Layer:
     codes: CodeRange  # of the input
     weight: Array  # codes (outputs, K), K in the order in which the kernels pair it: kernel positions, then channels
     weight_params: Quantization
-    bias: Array | None
-    bias_scale: Array | None
+    bias: Array | None  # int32 codes; of a float bias those that the runtime makes of it
+    bias_scale: Array | None  # as the file states it
     kernel: tuple[int, ...]  # spatial sizes, empty for matrix products
     depthwise: bool
 
@@ -93,9 +93,9 @@ def _layer(node: Node, graph: Graph, unfolded: Graph, ranges: dict[str, CodeRang
     source, weight = dequantized_tensor(graph, node.input(0)), dequantized_constant(graph, node.input(1))
     if source is None or weight is None:
         return None
-    bias = dequantized_constant(graph, node.input(2)) if node.input(2) else None
     tensor, params = source
     codes, weight_params = weight
+    bias, bias_scale = _bias(node, graph, params.scale * weight_params.scale)
     groups = int(node.attributes.get("group", 1))
     return Layer(
         name=group_of(unfolded, node),
@@ -105,11 +105,23 @@ def _layer(node: Node, graph: Graph, unfolded: Graph, ranges: dict[str, CodeRang
         codes=ranges.get(tensor, CodeRange(params.qmin, params.qmax)),
         weight=_pairing_order(node, codes),
         weight_params=weight_params,
-        bias=None if bias is None else bias[0],
-        bias_scale=None if bias is None else bias[1].scale,
+        bias=bias,
+        bias_scale=bias_scale,
         kernel=codes.shape[2:] if node.op == "Conv" else (),
         depthwise=node.op == "Conv" and codes.shape[1] == 1 and codes.shape[0] == groups,
     )
+
+
+def _bias(node: Node, graph: Graph, product: Array) -> tuple[Array | None, Array | None]:
+    """The bias in units of the accumulator, and the scale that the file states for it."""
+    quantized = dequantized_constant(graph, node.input(2)) if node.input(2) else None
+    if quantized is not None:
+        return quantized[0], quantized[1].scale
+    constant = graph.constants.get(node.input(2))
+    if constant is not None and constant.dtype == np.float32 and constant.ndim == 1:
+        with np.errstate(all="ignore"):
+            return quantize_bias(constant, product), None
+    return None, None
 
 
 def _pairing_order(node: Node, codes: Array) -> Array:

@@ -48,7 +48,9 @@ def prove(model: onnx.ModelProto, graph: Graph, shapes: Mapping[str, tuple[int |
     for layer in layers_of(model, graph):
         rows += [prove_saturation(layer), prove_overflow(layer)]
         if layer.bias is not None:
-            rows += [prove_bias(layer), prove_bias_scale(layer)]
+            rows.append(prove_bias(layer))
+        if layer.bias_scale is not None:
+            rows.append(prove_bias_scale(layer))
     with np.errstate(all="ignore"):  # extreme scales overflow in the formulas as well
         ranges = code_ranges(graph)
         for node in graph.nodes:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gdfq_export.pipeline import Prepared
     from gdfq_export.settings import Settings
 
-METHOD_NAMES = ("gdfq", "calibrate", "recon", "dfq", "zeroq", "dfqf")
+METHOD_NAMES = ("gdfq", "calibrate", "auto", "recon", "dfq", "zeroq", "dfqf")
 PRESETS = ("fast", "standard", "paper")
 TARGET_NAMES = ("portable", "x86-vnni", "x86-avx2", "arm64")
 INPUT_FORMATS = ("float-nchw", "uint8-nhwc")
@@ -271,6 +271,7 @@ def quantize(
     schedule = schedule if reading is None else with_reading(schedule, "code" if reading == "code" else "paper")
     schedule = schedule if seconds is None else with_budget(schedule, seconds)
     schedule = dataclasses.replace(schedule, **given)
+    longest = preset if seconds is None else "paper"  # a budget cuts it down
     settings = Settings(
         method=method,
         bits=BitWidths(**widths),  # type: ignore[arg-type]
@@ -279,8 +280,8 @@ def quantize(
         target=target,
         seed=seed,
         input_format="uint8-nhwc" if input_format == "uint8-nhwc" else "float-nchw",
-        distillation=distillation_for(preset, loaded.input_size),
-        reconstruction=reconstruction_for(preset, loaded.input_size),
+        distillation=distillation_for(longest, loaded.input_size),
+        reconstruction=reconstruction_for(longest, loaded.input_size),
         size_budget=budgets[0],
         bit_operations_budget=budgets[1],
         allow_float=allow_float,

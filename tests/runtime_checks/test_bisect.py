@@ -124,6 +124,22 @@ def test_an_accumulator_that_wraps_is_recognised_on_the_honest_runtime(tmp_path:
     assert (first.layer, first.cause) == ("layer", OVERFLOW)
 
 
+def test_saturation_is_recognised_behind_a_float_bias_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime quantizes a constant float bias when it loads the file, as NNCF leaves them."""
+    model = one_convolution()
+    fault = saturated(model)  # with the integer bias, which is the float one in units of the accumulator
+    dequantize = next(node for node in model.graph.node if node.name == "layer.bias")
+    model.graph.node.remove(dequantize)
+    bias = next(item for item in model.graph.initializer if item.name == "layer/bias")
+    values = (numpy_helper.to_array(bias) / 65536).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(values, "layer.bias"))
+    onnx.save(model, tmp_path / "model.onnx")
+    break_runtime(monkeypatch, "layer.codes", fault)
+    first = bisect_model(tmp_path / "model.onnx", samples=6)
+    assert first is not None
+    assert (first.layer, first.cause) == ("layer", SATURATION)
+
+
 def off_by_one(name: str) -> Fault:
     return lambda tensors: np.where(tensors[name] < 255, tensors[name] + 1, 254).astype(np.uint8)
 

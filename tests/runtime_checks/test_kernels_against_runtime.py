@@ -58,7 +58,7 @@ CONVOLUTIONS = {
     "grouped": convolution((6, 9, 9), (6, 12), group=3),
     "depthwise": convolution((6, 9, 9), (6, 6), group=6),
     "depthwise with multiplier": convolution((6, 9, 9), (6, 12), group=6),
-    "beyond float32's exact integers": convolution((160, 9, 9), (160, 16), largest=127),
+    "beyond float32's exact integers": convolution((320, 9, 9), (320, 16), largest=64),
     "INT4 weights": convolution(largest=7, element_type=TensorProto.INT4),
     "4-bit activations": convolution(bits=4),
     "1-D": convolution((4, 30), (4, 6), (3,)),
