@@ -131,10 +131,10 @@ class PlainLoop:
             parameter.requires_grad_(False)
         self.student = quantized_copy(network, bits).eval()  # statistics stay, gamma and beta are trained
         self.generator = PlainGenerator(spec, num_classes)
-        self.inputs: list[Tensor] = []
-        self.norms = [module for module in self.teacher.modules() if isinstance(module, nn.BatchNorm2d)]
-        for norm in self.norms:
-            norm.register_forward_hook(lambda module, inputs, output: self.inputs.append(inputs[0]))
+        self.inputs: list[tuple[nn.Module, Tensor]] = []
+        for module in self.teacher.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.register_forward_hook(lambda norm, inputs, output: self.inputs.append((norm, inputs[0])))
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), 1e-3, (0.5, 0.999))
         self.student_optimizer = torch.optim.SGD(
             self.student.parameters(), 1e-4, momentum=0.9, nesterov=True, weight_decay=1e-4
@@ -153,11 +153,11 @@ class PlainLoop:
         teacher_logits = self.teacher(images)
         cross_entropy = F.cross_entropy(teacher_logits, labels)
         statistics = torch.zeros(())
-        for norm, value in zip(self.norms, self.inputs, strict=True):
+        for norm, value in self.inputs:
             mean = value.mean((0, 2, 3))
             variance = value.var((0, 2, 3), correction=0)
             statistics = statistics + F.mse_loss(mean, norm.running_mean) + F.mse_loss(variance, norm.running_var)
-        statistics = statistics / len(self.norms)
+        statistics = statistics / len(self.inputs)
         self.generator_optimizer.zero_grad()
         (cross_entropy + BETA * statistics).backward()
         self.generator_optimizer.step()
@@ -166,7 +166,7 @@ class PlainLoop:
         student_cross_entropy = F.cross_entropy(logits, labels)
         log_p = F.log_softmax(logits / TEMPERATURE, 1)
         p = F.softmax(teacher_logits.detach() / TEMPERATURE, 1)
-        distillation = F.kl_div(log_p, p, reduction="mean") * TEMPERATURE**2
+        distillation = F.kl_div(log_p, p, reduction="sum") / p.numel() * TEMPERATURE**2  # over batch and classes
         self.student_optimizer.zero_grad()
         (student_cross_entropy + distillation).backward()
         self.student_optimizer.step()

@@ -29,7 +29,7 @@ TAIL = 6.0  # deviations at which the paper ends an activation's range
 
 POINTWISE = frozenset(
     {
-        *("relu", "clip", "leaky_relu", "prelu", "elu", "sigmoid", "tanh", "gelu"),
+        *("relu", "clip", "leaky_relu", "elu", "sigmoid", "tanh", "gelu"),
         *("hard_sigmoid", "hard_swish", "add_scalar", "mul_scalar"),
     }
 )

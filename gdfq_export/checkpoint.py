@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from gdfq_export.distributed import agreed, rank
 from gdfq_export.errors import InputFileError, OutputFileError
 from gdfq_export.files import atomic_path, remove_leftovers
 
@@ -61,7 +62,10 @@ class Checkpoint:
         self._cost = 0.0
 
     def load(self, stage: str) -> dict[str, Any] | None:
-        """The newest state of a stage, or None."""
+        """The newest state of a stage, or None; that of process 0 where several train together."""
+        return agreed(self._read(stage) if rank() == 0 else None)
+
+    def _read(self, stage: str) -> dict[str, Any] | None:
         if self.folder is None or not (path := self._path(stage)).exists():
             return None
         try:
@@ -72,7 +76,7 @@ class Checkpoint:
 
     def save(self, stage: str, state: Mapping[str, Any]) -> None:
         """Replaces the stage's state, whole or not at all."""
-        if self.folder is None:
+        if self.folder is None or rank() != 0:
             return
         start = time.monotonic()
         self._claim()
@@ -82,19 +86,23 @@ class Checkpoint:
         self._saved = time.monotonic()
         self._cost = self._saved - start
 
+    def has(self, stage: str) -> bool:
+        """Whether a state of this stage was saved; to be asked by process 0."""
+        return self.folder is not None and self._path(stage).exists()
+
     def is_due(self) -> bool:
         """Whether enough time has passed since the last save."""
         wait = max(FEWEST_SECONDS, self._cost / LARGEST_SHARE)
-        return self.folder is not None and time.monotonic() - self._saved > wait
+        return self.folder is not None and agreed(time.monotonic() - self._saved > wait)
 
     def drop(self, stage: str) -> None:
         """Forgets a stage that later ones make superfluous."""
-        if self.folder is not None:
+        if self.folder is not None and rank() == 0:
             self._path(stage).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Removes the directory: the run is finished."""
-        if self.folder is None or not self.folder.is_dir():
+        if self.folder is None or rank() != 0 or not self.folder.is_dir():
             return
         for path in [*self.folder.glob(f"*{SUFFIX}"), self.folder / SETTINGS]:
             path.unlink(missing_ok=True)
@@ -139,8 +147,13 @@ def open_checkpoint(work: WorkDirectory, facts: Mapping[str, Any]) -> Checkpoint
     """The checkpoint of a run with these settings; nothing is written before the first state is saved."""
     folder, plain = work.folder, json.loads(json.dumps(facts))
     checkpoint = Checkpoint(folder, plain)
-    if not folder.exists():
-        return checkpoint
+    if rank() == 0 and folder.exists():
+        _check_directory(checkpoint, folder, work)
+    return checkpoint
+
+
+def _check_directory(checkpoint: Checkpoint, folder: Path, work: WorkDirectory) -> None:
+    """Refuses a directory of another purpose or run, and empties one that is to be discarded."""
     path = folder / SETTINGS
     if not folder.is_dir() or (not path.exists() and any(entry.name[0] != "." for entry in folder.iterdir())):
         raise OutputFileError(f"{folder} is no work directory of this tool: choose another one with --work-dir")
@@ -153,7 +166,6 @@ def open_checkpoint(work: WorkDirectory, facts: Mapping[str, Any]) -> Checkpoint
         checkpoint.remove()
     elif path.exists():
         _refuse_other_run(checkpoint, path)
-    return checkpoint
 
 
 def _refuse_other_run(checkpoint: Checkpoint, path: Path) -> None:
@@ -162,7 +174,7 @@ def _refuse_other_run(checkpoint: Checkpoint, path: Path) -> None:
         saved = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputFileError(f"cannot read {path}: remove the folder {path.parent} to start anew") from error
-    diverged = checkpoint.load(DIVERGED) is not None
+    diverged = checkpoint.has(DIVERGED)
     for name in [*checkpoint.facts, *(saved.keys() - checkpoint.facts.keys())]:
         old, new = saved.get(name), checkpoint.facts.get(name)
         if old != new and not (diverged and name in CHANGEABLE):

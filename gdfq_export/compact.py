@@ -4,7 +4,7 @@
     features.stage1.unit1.conv1.q       ->  1g               what one operator hands to the next
 
 The operators that compute keep the module's path as their name, so that a report still says where they stand; those
-around them (quantize, dequantize, clip, unpack) have none. Input and output keep their names.
+around them (quantize, dequantize, clip, and what unpacks weights) have none. Input and output keep their names.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import string
 import onnx
 
 DIGITS = string.digits + string.ascii_lowercase
-UNNAMED = frozenset({"QuantizeLinear", "DequantizeLinear", "Clip", "Cast"})
-UNPACKING = frozenset({"BitShift", "BitwiseAnd", "ReduceSum", "Sub"})
+UNNAMED = frozenset({"QuantizeLinear", "DequantizeLinear", "Clip"})
 
 
 def compact_names(model: onnx.ModelProto) -> None:
@@ -24,6 +23,7 @@ def compact_names(model: onnx.ModelProto) -> None:
     kept = {value.name for value in (*graph.input, *graph.output)}
     short: dict[str, str] = {"": "", **{name: name for name in kept}}
     groups: dict[str, str] = {}
+    constants: set[str] = set()
     count = 0
 
     def next_name() -> str:
@@ -37,12 +37,13 @@ def compact_names(model: onnx.ModelProto) -> None:
         group, _, role = tensor.name.rpartition("/")
         if group not in groups:
             groups[group] = next_name()
+        constants.add(tensor.name)
         short[tensor.name] = tensor.name = f"{groups[group]}/{role}"
     for node in graph.node:
-        if node.op_type in UNNAMED | UNPACKING:
-            node.name = ""
-        else:
-            node.name = node.name.rpartition(":")[0]
+        folds = all(name in constants for name in node.input)
+        if folds:
+            constants.update(node.output)
+        node.name = "" if folds or node.op_type in UNNAMED else node.name.rpartition(":")[0]
         for names in (node.input, node.output):
             for index, name in enumerate(names):
                 if name not in short:

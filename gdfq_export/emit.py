@@ -74,15 +74,18 @@ class _Emitter:
         limits = [self.b.constant(f"limits/{value}", value, np.uint8) for value in (low, high)]
         return self.b.add("Clip", [codes, *limits], f"{name}.clip")
 
-    def layer_parameters(self, node: Node, layer: QLayer, source: QTensor) -> dict[str, str]:
-        """Dequantized weight and bias of a layer."""
+    def layer_parameters(self, node: Node, layer: QLayer, source: QTensor, source_scale: str) -> dict[str, str]:
+        """Dequantized weight and bias of a layer; `source_scale` is the initializer with the scale of `source`."""
         b, name = self.b, node.name
         weight = weight_constant(b, name, layer.q_weight, layer.bits)
         scales = [b.constant(f"{name}/weight_scale", layer.scale, np.float32)]
         if node.op == "linear":  # ONNX Runtime fuses Gemm only where the weight's zero point is written down
             scales.append(b.constant(f"{name}/weight_zero_point", np.zeros(len(layer.scale)), np.int8))
         bias = b.constant(f"{name}/bias", layer.q_bias, np.int32)
-        bias_scale = b.constant(f"{name}/bias_scale", (source.scale * layer.scale).astype(np.float32), np.float32)
+        if layer.bits <= PACKED_BITS:  # computed on loading: a small file has no room for it
+            bias_scale = b.add("Mul", [source_scale, scales[0]], f"{name}.bias_scale")
+        else:
+            bias_scale = b.constant(f"{name}/bias_scale", (source.scale * layer.scale).astype(np.float32), np.float32)
         return {
             "weight": b.add("DequantizeLinear", [weight, *scales], f"{name}.weight", axis=0),
             "bias": b.add("DequantizeLinear", [bias, bias_scale], f"{name}.bias", axis=0),
@@ -107,7 +110,7 @@ class _Emitter:
             self.b.constant("bytes/zero_point", pixels.source.zero_point, np.uint8),
         ]
         value = self.b.add("DequantizeLinear", [moved, *names], f"{INPUT}.pixels")
-        held = self.layer_parameters(pixels.node, pixels.layer, pixels.source)
+        held = self.layer_parameters(pixels.node, pixels.layer, pixels.source, names[0])
         self.quantize(EMIT["conv"](self.b, pixels.node, [value], pixels.node.name, held), INPUT)
 
     def movement(self, node: Node, source: QTensor) -> str:
@@ -135,7 +138,9 @@ class _Emitter:
     def kernel(self, node: Node) -> str:
         """A computing operation on dequantized inputs; its float result is read by one QuantizeLinear."""
         if node.op in LAYERS:
-            held = self.layer_parameters(node, self.model.layers[node.name], self.model.tensors[node.inputs[0]])
+            source = node.inputs[0]
+            scale = self.scale_names(source)[0]
+            held = self.layer_parameters(node, self.model.layers[node.name], self.model.tensors[source], scale)
         elif node.op == "add_scalar":
             held = {"value": self.constant_operand(node)}
         else:

@@ -149,7 +149,6 @@ EMIT: dict[str, Emit] = {
     "relu": _same("Relu"),
     "clip": _clip,
     "leaky_relu": _same("LeakyRelu", alpha="slope"),
-    "prelu": lambda b, node, x, out, p: b.add("PRelu", [x[0], p["slope"]], out),
     "elu": _same("Elu", alpha="alpha"),
     "sigmoid": _same("Sigmoid"),
     "tanh": _same("Tanh"),
@@ -187,7 +186,5 @@ def float_parameters(b: OnnxBuilder, graph: Graph, node: Node) -> dict[str, str]
     held = {}
     for role, key in node.parameters.items():
         value = graph.parameters[key].detach().cpu().numpy()
-        if role == "slope" and value.ndim == 1:
-            value = value.reshape(-1, *[1] * (len(node.shape) - 1))
         held[role] = b.constant(f"{node.name}/{role}", value, np.float32)
     return held

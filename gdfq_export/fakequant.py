@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gdfq_export.distributed import size
 from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.lower import Quantized
 from gdfq_export.ops import KERNELS, LAYERS, convolve
@@ -27,34 +28,44 @@ class _Round(torch.autograd.Function):
     """Fake quantization with a straight-through gradient for x and LSQ's for the scale."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: float, qmin: float, qmax: float) -> Tensor:
-        """`scale` broadcasts against x."""
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: float, qmin: float, qmax: float, floor: float | None, parts: int
+    ) -> Tensor:
+        """`scale` broadcasts against x; below `floor`, in units of it, there is no gradient."""
+        low, high = qmin - zero_point, qmax - zero_point
         ratio = x / scale
-        codes = torch.round(ratio).clamp_(qmin - zero_point, qmax - zero_point)
-        inside = (ratio >= qmin - zero_point - 0.5) & (ratio <= qmax - zero_point + 0.5)
+        codes = torch.round(ratio).clamp_(low, high)
+        ctx.limits = (low - 0.5 if floor is None else floor, high + 0.5)
+        ctx.scale_shape, ctx.parts = scale.shape, parts
         if ctx.needs_input_grad[1]:
-            ctx.save_for_backward(inside, torch.where(inside, codes - ratio, codes))
+            inside = (ratio >= ctx.limits[0]) & (ratio <= ctx.limits[1])
+            ctx.save_for_backward(ratio, torch.where(inside, codes - ratio, codes))
         else:
-            ctx.save_for_backward(inside)
-        ctx.scale_shape = scale.shape
-        return codes * scale
+            ctx.save_for_backward(ratio)
+        return codes.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients for x and, where it is trained, the scale."""
         gradient = gradients[0]
-        inside = ctx.saved_tensors[0]
         to_scale = None
         if ctx.needs_input_grad[1]:
             slope = gradient * ctx.saved_tensors[1]
             to_scale = slope.sum_to_size(ctx.scale_shape) if ctx.scale_shape else slope.sum()
-            to_scale = to_scale / (gradient.numel() / max(to_scale.numel(), 1)) ** 0.5
-        return gradient * inside, to_scale, None, None, None
+            to_scale = to_scale / (ctx.parts * gradient.numel() / max(to_scale.numel(), 1)) ** 0.5
+        to_x = torch.ops.aten.hardtanh_backward(gradient, ctx.saved_tensors[0], *ctx.limits)  # one pass, no mask kept
+        return to_x, to_scale, None, None, None, None, None
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: float, qmin: float, qmax: float) -> Tensor:
-    """x on the grid, with gradients."""
-    return torch.as_tensor(_Round.apply(x, scale, zero_point, qmin, qmax))  # type: ignore[no-untyped-call]
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: float, qmin: float, qmax: float, floor: float | None = None, parts: int = 1
+) -> Tensor:
+    """x on the grid, with gradients; with `floor` 0 and a zero point of 0 the ReLU of x is part of it.
+
+    `parts` processes hold tensors like x, of one whole batch.
+    """
+    rounded = _Round.apply(x, scale, zero_point, qmin, qmax, floor, parts)  # type: ignore[no-untyped-call]
+    return torch.as_tensor(rounded)
 
 
 class FakeQuantProgram(nn.Module):
@@ -88,7 +99,13 @@ class FakeQuantProgram(nn.Module):
     def _round(self, name: str, value: Tensor) -> Tensor:
         spec = self.plan.tensors[name]
         step = self.steps[self.groups[spec.group]]
-        return fake_quantize(value, step * spec.factor, self.zero_points[spec.group], 0, spec.qmax)
+        floor = 0.0 if self._is_saturation(self.graph[name]) else None
+        return fake_quantize(value, step * spec.factor, self.zero_points[spec.group], 0, spec.qmax, floor, size())
+
+    def _is_saturation(self, node: Node) -> bool:
+        """Whether a ReLU is the lower end of its own quantizer, and needs no operator."""
+        absorbed = bool(node.inputs) and self.plan.absorbed.get(node.inputs[0]) == node.name
+        return node.op == "relu" and absorbed and self.plan.tensors[node.name].symmetry == "unsigned"
 
     def _weight(self, node: Node, held: Mapping[str, Tensor]) -> Tensor:
         qmax = self.plan.weights[node.name].qmax
@@ -114,6 +131,8 @@ class FakeQuantProgram(nn.Module):
                 else:
                     value = convolve(node, source, weight, held.get("bias"))
                 value = self.finish_layer(node.name, value)
+            elif self._is_saturation(node):
+                value = values[node.inputs[0]]
             else:
                 value = KERNELS[node.op](node, [values[name] for name in node.inputs], held)
             if node.name in self.plan.sources:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gdfq_export.distributed import size, sum_over_all
+
 NOISE = 100
 BASE_CHANNELS = 128
 LARGE_IMAGE = 64
@@ -43,20 +45,55 @@ def image_spec(shape: Sequence[int], mean: Sequence[float], std: Sequence[float]
     return ImageSpec((channels, height, width), low, high)
 
 
-def map_sizes(size: int, doublings: int) -> list[int]:
+def map_sizes(length: int, doublings: int) -> list[int]:
     """Sizes of the maps from the smallest to the image: 32 with 2 doublings is [8, 16, 32]."""
-    sizes = [size]
+    sizes = [length]
     for _ in range(doublings):
         sizes.append((sizes[-1] + 1) // 2)
     return sizes[::-1]
 
 
-def default_doublings(size: int) -> int:
+def default_doublings(length: int) -> int:
     """As many as it takes to start from maps of at most 8 x 8, and at least the paper's two."""
     count = 0
-    while (size + (1 << count) - 1) >> count > SMALLEST_MAP:
+    while (length + (1 << count) - 1) >> count > SMALLEST_MAP:
         count += 1
     return max(count, 2)
+
+
+def _doubled(kernel: Tensor, axis: int) -> Tensor:
+    """Three taps on a signal whose values stand twice -> four taps of a transposed convolution of stride 2."""
+    a, b, c = kernel.unbind(axis)
+    return torch.stack([c, b + c, a + b, a], axis)
+
+
+def upsample_and_convolve(x: Tensor, convolution: nn.Module, shape: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour upsampling to `shape`, then a 3x3 convolution with padding 1: (N, I, h, w) -> (N, O, H, W).
+
+    Where the size doubles, both are one transposed convolution: 16 products a value in place of 36.
+    """
+    if shape != (2 * x.shape[2], 2 * x.shape[3]):
+        return torch.as_tensor(convolution(F.interpolate(x, size=shape)))
+    assert isinstance(convolution, nn.Conv2d)
+    weight = _doubled(_doubled(convolution.weight, 2), 3).transpose(0, 1)  # (I, O, 4, 4)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    return F.conv_transpose2d(x, weight, convolution.bias, stride=2, padding=1)
+
+
+def batch_norm(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    """`norm` with the statistics of the whole batch, of which other processes may hold parts."""
+    if size() == 1:
+        return torch.as_tensor(norm(x))
+    values = x.float()
+    count = size() * values.numel() // values.shape[1]
+    mean = sum_over_all(values.sum((0, 2, 3), keepdim=True)) / count
+    centred = values - mean
+    variance = sum_over_all(centred.square().sum((0, 2, 3), keepdim=True)) / count
+    y = centred * torch.rsqrt(variance + norm.eps)
+    if norm.affine:
+        y = y * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
+    result: Tensor = y.to(x.dtype)
+    return result
 
 
 class ConditionalNorm(nn.Module):
@@ -73,7 +110,7 @@ class ConditionalNorm(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """(N, C, H, W), (N,) -> (N, C, H, W)."""
         scale, shift = self.scale(labels)[:, :, None, None], self.shift(labels)[:, :, None, None]
-        return torch.as_tensor(self.norm(x) * scale + shift)
+        return torch.as_tensor(batch_norm(x, self.norm) * scale + shift)
 
 
 class PlainNorm(nn.Module):
@@ -85,7 +122,7 @@ class PlainNorm(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """(N, C, H, W), (N,) -> (N, C, H, W)."""
-        return torch.as_tensor(self.norm(x))
+        return batch_norm(x, self.norm)
 
 
 class Generator(nn.Module):
@@ -101,10 +138,11 @@ class Generator(nn.Module):
         widths = [max(BASE_CHANNELS >> max(i - 1, 0), 16) for i in range(count + 1)]
         self.widths = widths
 
-        def norm(size: int) -> nn.Module:
-            return ConditionalNorm(size, num_classes) if self.conditional else PlainNorm(size)
+        def norm(count: int) -> nn.Module:
+            return ConditionalNorm(count, num_classes) if self.conditional else PlainNorm(count)
 
-        self.embedding = nn.Embedding(num_classes, NOISE)
+        if not self.conditional:
+            self.embedding = nn.Embedding(num_classes, NOISE)
         self.linear = nn.Linear(NOISE, widths[0] * self.sizes[0][0] * self.sizes[0][1])
         self.first = norm(widths[0])
         pairs = list(itertools.pairwise(widths))
@@ -121,10 +159,9 @@ class Generator(nn.Module):
         height, width = self.sizes[0]
         x = self.linear(hidden).view(-1, self.widths[0], height, width)  # (N, 128, h, w)
         x = self.first(x.contiguous(memory_format=torch.channels_last), labels)
-        for size, convolution, norm in zip(self.sizes[1:], self.convolutions, self.norms, strict=True):
-            x = F.interpolate(x, size=size)
-            x = F.leaky_relu(norm(convolution(x), labels), 0.2)
-        x = self.whiten(torch.tanh(self.last(x)).float())
+        for shape, convolution, norm in zip(self.sizes[1:], self.convolutions, self.norms, strict=True):
+            x = F.leaky_relu(norm(upsample_and_convolve(x, convolution, shape), labels), 0.2)
+        x = batch_norm(torch.tanh(self.last(x)).float(), self.whiten)
         return torch.minimum(torch.maximum(x, self.get_buffer("low")), self.get_buffer("high"))
 
 
@@ -136,8 +173,8 @@ class Batch:
     labels: Tensor  # (N,)
 
 
-def sample(size: int, num_classes: int, generator: torch.Generator) -> Batch:
+def sample(count: int, num_classes: int, generator: torch.Generator) -> Batch:
     """z ~ N(0, 1) and labels uniform over the classes."""
-    noise = torch.randn(size, NOISE, generator=generator)
-    labels = torch.randint(0, num_classes, (size,), generator=generator)
+    noise = torch.randn(count, NOISE, generator=generator)
+    labels = torch.randint(0, num_classes, (count,), generator=generator)
     return Batch(noise, labels)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gdfq_export.distributed import size, sum_over_all
 from gdfq_export.graph import Graph
 from gdfq_export.program import FloatProgram
 
@@ -51,7 +52,7 @@ class _Moments(torch.autograd.Function):
         """(M, C) -> (C,), (C,)."""
         values = rows.float()
         mean = values.mean(0)
-        variance = torch.linalg.vector_norm(values - mean, dim=0).square() / len(rows)
+        variance = (values - mean).square_().sum(0) / len(rows)
         ctx.save_for_backward(rows, mean)
         return mean, variance
 
@@ -67,6 +68,10 @@ class _Moments(torch.autograd.Function):
 def batch_statistics(value: Tensor) -> Statistics:
     """Statistics of a batch norm's input (N, C, ...); free of copies when the channels are last in memory."""
     rows = value.movedim(1, -1).reshape(-1, value.shape[1])  # (N * space, C)
+    if size() > 1:  # the whole batch lies in parts with several processes
+        count, values = size() * len(rows), rows.float()
+        mean = sum_over_all(values.sum(0)) / count
+        return Statistics(mean, sum_over_all((values - mean).square().sum(0)) / count)
     mean, variance = _Moments.apply(rows)  # type: ignore[no-untyped-call]
     return Statistics(mean, variance)
 

@@ -81,7 +81,6 @@ KERNELS: dict[str, Kernel] = {
     "relu": lambda n, x, p: F.relu(x[0]),
     "clip": lambda n, x, p: x[0].clamp(n.attributes["low"], n.attributes["high"]),
     "leaky_relu": lambda n, x, p: F.leaky_relu(x[0], n.attributes["slope"]),
-    "prelu": lambda n, x, p: F.prelu(x[0], p["slope"]),
     "exp": lambda n, x, p: torch.exp(x[0]),
     "reciprocal": lambda n, x, p: x[0].clamp_min(SMALLEST_DIVISOR).reciprocal(),
     "elu": lambda n, x, p: F.elu(x[0], n.attributes["alpha"]),

@@ -22,6 +22,7 @@ from torch import Tensor
 from gdfq_export import __version__
 from gdfq_export.capture import capture
 from gdfq_export.checkpoint import DIVERGED, WRITING, Checkpoint, WorkDirectory, open_checkpoint
+from gdfq_export.distributed import rank, size
 from gdfq_export.emit import float_onnx_from_graph, onnx_from_integer_model
 from gdfq_export.errors import DivergedError, UnsupportedModelError, UsageError
 from gdfq_export.exact import IntegerProgram
@@ -247,8 +248,8 @@ def run_facts(prepared: Prepared, settings: Settings, real: RealImages = NO_IMAG
     facts = {"model": prepared.loaded.name, **_flat(dataclasses.asdict(settings), "")}
     for name, source in (("calibration_data", real.calibration), ("real_data", real.training)):
         facts[name] = None if source is None else f"{source.name} ({len(source)} images)"
-    facts |= {"weights": digest.hexdigest(), "threads": torch.get_num_threads(), "tool": __version__}
-    return {**facts, "torch": torch.__version__}
+    facts |= {"weights": digest.hexdigest(), "processes": size(), "threads": torch.get_num_threads()}
+    return {**facts, "tool": __version__, "torch": torch.__version__}
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -270,7 +271,10 @@ def run(
     report: Path | None = None,
     real: RealImages = NO_IMAGES,
 ) -> dict[str, Any]:
-    """The whole way from a loaded network to the files; returns what `quantize --json` prints."""
+    """The whole way from a loaded network to the files; returns what `quantize --json` prints.
+
+    Where several processes train together, process 0 alone writes, and the others return nothing.
+    """
     start = time.monotonic()
     prepared = prepare(loaded, settings)
     checkpoint = open_checkpoint(work, run_facts(prepared, settings, real)) if work else Checkpoint()
@@ -283,6 +287,8 @@ def run(
         raise DivergedError(
             f"{error}; the last good state is kept in {work.folder}, and --resume goes on from it with the new values"
         ) from error
+    if rank() != 0:
+        return {}
     checkpoint.save(WRITING, {})
     for path in dataclasses.astuple(companions_of(out)):
         remove_leftovers(path)

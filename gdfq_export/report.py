@@ -171,10 +171,8 @@ def _figures(exported: Exported) -> str:
     pairs += [
         ("agreement with the float network", f"{exported.agreement:.2f} %"),
         ("agreement with the simulation in training", f"{gap.top1_agreement:.2f} %"),
-        (
-            "codes that differ from that simulation",
-            f"{gap.differing:,} of {gap.elements:,}, by {gap.max_steps} at most",
-        ),
+        ("codes that differ from that simulation", f"{gap.differing / max(gap.elements, 1):.1%}"),
+        ("steps that such a code is off, at most", str(gap.max_steps)),
     ]
     note = '<p class="soft">Measured on generated images that nothing was fitted to. No real image was seen.</p>'
     return _section("Figures", note, _definitions(pairs))

@@ -137,13 +137,13 @@ def with_reading(schedule: Schedule, reading: Reading) -> Schedule:
 def distillation_for(preset: str, shape: tuple[int, ...]) -> Distillation:
     """How many images are optimised, and how far; an eighth of them is held back."""
     if is_large(shape):
-        images, steps = {"fast": (64, 60), "standard": (128, 150), "paper": (512, 400)}[preset]
+        images, steps = {"fast": (64, 60), "standard": (128, 150), "paper": (512, 150)}[preset]
         return Distillation(images, min(images, 64), steps, shift=max(shape[1:]) // 10)
-    images, steps = {"fast": (128, 100), "standard": (256, 150), "paper": (1024, 400)}[preset]
+    images, steps = {"fast": (128, 100), "standard": (512, 150), "paper": (1024, 150)}[preset]
     return Distillation(images, min(images, 256), steps)
 
 
 def reconstruction_for(preset: str, shape: tuple[int, ...]) -> Reconstruction:
     """How long each block is trained."""
-    steps = {"fast": 100, "standard": 300, "paper": 2000}[preset]
+    steps = {"fast": 100, "standard": 300, "paper": 1000}[preset]
     return Reconstruction(steps, batch=16 if is_large(shape) else 32)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 
+from gdfq_export.distributed import agreed
+
 
 class Stopwatch:
     """Its seconds are saved with a state and added when that is loaded: a resumed run uses the rest of its budget.
@@ -23,11 +25,11 @@ class Stopwatch:
     @property
     def seconds(self) -> float:
         """Spent so far."""
-        return time.monotonic() - self._start
+        return agreed(time.monotonic() - self._start)
 
     def is_over(self, share: float = 1.0) -> bool:
         """Whether this share of the budget is used up."""
-        return self.seconds > share * self.limit
+        return self.limit < math.inf and self.seconds > share * self.limit
 
     def left(self, share: float = 1.0) -> float:
         """Seconds until this share of the budget is used up; infinite without a budget."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gdfq_export.checkpoint import Checkpoint
+from gdfq_export.distributed import part_of, shared
 from gdfq_export.errors import DivergedError, UnsupportedModelError, UsageError
 from gdfq_export.generator import Batch, Generator, ImageSpec, sample
 from gdfq_export.graph import Graph
@@ -33,6 +34,7 @@ GENERATOR_STAGE = "generator"
 
 def autocast(device: str) -> AbstractContextManager[object]:
     """bf16 where the hardware multiplies it, float32 elsewhere; used for generator and teacher only."""
+    device = torch.device(device).type
     enabled = device != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return torch.autocast(device, torch.bfloat16, enabled=enabled)
 
@@ -60,6 +62,7 @@ class GeneratorState:
     """A generator with its optimizer, the random numbers that feed it, and the steps it has made."""
 
     model: Generator
+    forward: nn.Module  # the same, with gradients averaged over processes
     optimizer: torch.optim.Adam
     randomness: torch.Generator
     steps: int = 0
@@ -72,7 +75,7 @@ def start_generator(teacher: Teacher, spec: ImageSpec, schedule: Schedule, seed:
     model = Generator(spec, teacher.graph.num_outputs, schedule.doublings).to(teacher.device)
     torch.set_rng_state(state)
     optimizer = torch.optim.Adam(model.parameters(), lr=schedule.generator_lr, betas=(0.5, 0.999))
-    return GeneratorState(model, optimizer, torch.Generator().manual_seed(seed))
+    return GeneratorState(model, shared(model), optimizer, torch.Generator().manual_seed(seed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,10 +87,10 @@ class GeneratorStep:
     teacher_logits: Tensor  # (N, classes)
 
 
-def draw(state: GeneratorState, teacher: Teacher, size: int) -> Batch:
-    """A batch of noise and labels on the teacher's device."""
-    batch = sample(size, teacher.graph.num_outputs, state.randomness)
-    return Batch(batch.noise.to(teacher.device), batch.labels.to(teacher.device))
+def draw(state: GeneratorState, teacher: Teacher, count: int) -> Batch:
+    """This process's part of a batch of noise and labels, on the teacher's device."""
+    batch = sample(count, teacher.graph.num_outputs, state.randomness)
+    return Batch(part_of(batch.noise).to(teacher.device), part_of(batch.labels).to(teacher.device))
 
 
 def update_generator(state: GeneratorState, teacher: Teacher, schedule: Schedule) -> GeneratorStep:
@@ -97,7 +100,7 @@ def update_generator(state: GeneratorState, teacher: Teacher, schedule: Schedule
         return look(state, teacher, schedule.batch)
     batch = draw(state, teacher, schedule.batch)
     with autocast(teacher.device):
-        images = state.model(batch.noise, batch.labels)
+        images = state.forward(batch.noise, batch.labels)
         names = teacher.names if parts.generator_statistics else []
         logits, found = run_with_statistics(
             teacher.program, images.contiguous(memory_format=torch.channels_last), names
@@ -121,9 +124,9 @@ def update_generator(state: GeneratorState, teacher: Teacher, schedule: Schedule
 
 
 @torch.no_grad()
-def look(state: GeneratorState, teacher: Teacher, size: int) -> GeneratorStep:
+def look(state: GeneratorState, teacher: Teacher, count: int) -> GeneratorStep:
     """A fresh batch of a generator that stays as it is, as the teacher sees it."""
-    batch = draw(state, teacher, size)
+    batch = draw(state, teacher, count)
     with autocast(teacher.device):
         images = state.model(batch.noise, batch.labels)
         logits = teacher.program(images.contiguous(memory_format=torch.channels_last))

@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if code == EXIT_BUG:
             text = f"unexpected {type(error).__name__}: {error} (a bug of ours; run again with --debug and report it)"
             return _fail(text, code, words, debug)
+        if type(error).__name__ == "LostProcessError" and os.environ.get("RANK") != "0":
+            return int(code)  # process 0 says it for all that are left
         return _fail(str(error), code, words, debug)
 
 

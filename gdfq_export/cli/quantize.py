@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gdfq_export.pipeline import Prepared
     from gdfq_export.settings import Settings
 
-METHOD_NAMES = ("gdfq", "calibrate", "recon", "dfq", "zeroq", "dfqf")
+METHOD_NAMES = ("gdfq", "calibrate", "auto", "recon", "dfq", "zeroq", "dfqf")
 PRESETS = ("fast", "standard", "paper")
 TARGET_NAMES = ("portable", "x86-vnni", "x86-avx2", "arm64")
 INPUT_FORMATS = ("float-nchw", "uint8-nhwc")
@@ -229,6 +229,7 @@ def quantize(
 
     from gdfq_export.checkpoint import WorkDirectory, is_writing, work_directory
     from gdfq_export.cli.image_folder import ImageFolder
+    from gdfq_export.distributed import joined, rank
     from gdfq_export.models.sources import load_model
     from gdfq_export.pipeline import prepare, run
     from gdfq_export.plan import BitWidths
@@ -270,6 +271,7 @@ def quantize(
     schedule = schedule if reading is None else with_reading(schedule, "code" if reading == "code" else "paper")
     schedule = schedule if seconds is None else with_budget(schedule, seconds)
     schedule = dataclasses.replace(schedule, **given)
+    longest = preset if seconds is None else "paper"  # a budget cuts it down
     settings = Settings(
         method=method,
         bits=BitWidths(**widths),  # type: ignore[arg-type]
@@ -278,8 +280,8 @@ def quantize(
         target=target,
         seed=seed,
         input_format="uint8-nhwc" if input_format == "uint8-nhwc" else "float-nchw",
-        distillation=distillation_for(preset, loaded.input_size),
-        reconstruction=reconstruction_for(preset, loaded.input_size),
+        distillation=distillation_for(longest, loaded.input_size),
+        reconstruction=reconstruction_for(longest, loaded.input_size),
         size_budget=budgets[0],
         bit_operations_budget=budgets[1],
         allow_float=allow_float,
@@ -291,18 +293,23 @@ def quantize(
         return
     folders = [None if path is None else ImageFolder(path, loaded) for path in (calibration_data, real_data)]
     real = RealImages(*folders)
-    with nullcontext(silent) if as_json else progress_bars() as progress:
-        work = WorkDirectory(folder, resume=resume, discard=force)
-        result = run(
-            loaded,
-            settings,
-            out,
-            companions=not no_companions,
-            progress=progress,
-            work=work,
-            report=report,
-            real=real,
-        )
+    work = WorkDirectory(folder, resume=resume, discard=force)
+    with joined(settings.device) as own_device:
+        quiet = as_json or rank() != 0
+        settings = dataclasses.replace(settings, device=own_device)
+        with nullcontext(silent) if quiet else progress_bars() as progress:
+            result = run(
+                loaded,
+                settings,
+                out,
+                companions=not no_companions,
+                progress=progress,
+                work=work,
+                report=report,
+                real=real,
+            )
+        if rank() != 0:
+            return
     if as_json:
         print(json.dumps(result))
         return

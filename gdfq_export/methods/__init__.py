@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gdfq_export.methods.auto import auto
 from gdfq_export.methods.calibrate import calibrate
 from gdfq_export.methods.dfq import dfq
 from gdfq_export.methods.dfqf import dfqf
@@ -15,6 +16,7 @@ from gdfq_export.methods.zeroq import zeroq
 METHODS: dict[str, Callable[[Task], Outcome]] = {
     "gdfq": gdfq,
     "calibrate": calibrate,
+    "auto": auto,
     "recon": recon,
     "dfq": dfq,
     "dfqf": dfqf,

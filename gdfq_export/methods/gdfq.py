@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gdfq_export.errors import DivergedError
+from gdfq_export.distributed import agreed, shared, size
+from gdfq_export.errors import DivergedError, UsageError
 from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.losses import distillation_loss, student_cross_entropy, student_loss
 from gdfq_export.lower import Quantized
@@ -43,6 +44,7 @@ class Training:
 
     supply: Supply
     student: FakeQuantProgram
+    forward: nn.Module  # the same, with gradients averaged over processes
     optimizer: torch.optim.SGD
     steps: int  # planned
     done: int = 0
@@ -76,7 +78,8 @@ def gdfq(task: Task) -> Outcome:
         supply.warm_up(stopwatch)
         shown = task.real.calibration
         images = supply.calibration() if shown is None else real_calibration(task, shown)[0]
-        calibrated = quantize_to_nearest(task, images)
+        found = agreed(calibrated_to_save(quantize_to_nearest(task, images)))
+        calibrated = calibrated_from_saved(task, found)
         training = start_training(task, calibrated, supply)
     else:
         calibrated = calibrated_from_saved(task, saved["calibrated"])
@@ -101,6 +104,8 @@ def gdfq(task: Task) -> Outcome:
 def start_training(task: Task, calibrated: Quantized, supply: Supply) -> Training:
     """Student and optimizer before the first step."""
     schedule, learned = task.settings.schedule, task.settings.ranges == "learned"
+    if size() > 1 and not schedule.ablations.fixed_statistics:
+        raise UsageError("--moving-statistics needs the whole batch in one process: start it without torchrun")
     student = (
         FakeQuantProgram(calibrated, learned_steps=learned)
         if schedule.ablations.fixed_statistics
@@ -115,7 +120,7 @@ def start_training(task: Task, calibrated: Quantized, supply: Supply) -> Trainin
     optimizer = torch.optim.SGD(
         [group for group in groups if group["params"]], lr=schedule.student_lr, momentum=0.9, nesterov=True
     )
-    return Training(supply, student.train(), optimizer, schedule.steps)
+    return Training(supply, student.train(), shared(student), optimizer, schedule.steps)
 
 
 def train(task: Task, training: Training, calibrated: Quantized, stopwatch: Stopwatch) -> None:
@@ -151,7 +156,7 @@ def take_turn(training: Training, schedule: Schedule) -> GeneratorStep:
     for group in training.optimizer.param_groups:
         group["lr"] = schedule.student_lr * decay
     seen = training.supply.next(training.done, decay)
-    update_student(training.student, training.optimizer, seen, schedule, training.done)
+    update_student(training.forward, training.optimizer, seen, schedule, training.done)
     training.done += 1
     return seen
 
@@ -179,7 +184,7 @@ def divergence(student: FakeQuantProgram, teacher: Teacher, images: Tensor) -> f
     return total / len(images)
 
 
-def loss_of_student(student: FakeQuantProgram, seen: GeneratorStep, schedule: Schedule) -> Tensor:
+def loss_of_student(student: nn.Module, seen: GeneratorStep, schedule: Schedule) -> Tensor:
     """L2(Q) (eq. 10) on generated images, or what the switches leave of it."""
     logits, parts = student(seen.images), schedule.ablations
     distillation = distillation_loss(logits, seen.teacher_logits, schedule.temperature, schedule.reading)
@@ -208,7 +213,7 @@ def refuse_diverged(loss: float, step: int, rate: float) -> None:
 
 
 def update_student(
-    student: FakeQuantProgram, optimizer: torch.optim.SGD, seen: GeneratorStep, schedule: Schedule, step: int
+    student: nn.Module, optimizer: torch.optim.SGD, seen: GeneratorStep, schedule: Schedule, step: int
 ) -> None:
     """One step of L2(Q) on the images that the generator was just updated with."""
     loss = loss_of_student(student, seen, schedule)

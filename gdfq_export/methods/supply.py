@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gdfq_export.distributed import part_of, size, sum_over_all
 from gdfq_export.methods.task import Task
 from gdfq_export.real_images import ImageSource, read_batches, refuse_other_classes, split
 from gdfq_export.stopwatch import Stopwatch
@@ -87,7 +88,7 @@ class Generated:
         seen = update_generator(self.state, self.teacher, schedule)
         threshold = schedule.ablations.stop_threshold
         if threshold is not None:
-            self.recognised += int((seen.teacher_logits.argmax(1) == seen.labels).sum())
+            self.recognised += int(sum_over_all((seen.teacher_logits.argmax(1) == seen.labels).sum()))
             if (step + 1) % schedule.steps_per_epoch == 0:
                 self.stopped = 100 * self.recognised > threshold * schedule.batch * schedule.steps_per_epoch
                 self.recognised = 0
@@ -131,7 +132,7 @@ class Real:
         self.source, self.teacher, self.seed = source, teacher, task.settings.seed
         self.count = task.settings.schedule.calibration_images
         self.parts = split(source, self.count, self.seed)
-        self.batch = min(task.settings.schedule.batch, len(self.parts.fitted))
+        self.batch = min(task.settings.schedule.batch, len(self.parts.fitted) // size() * size())
 
     def warm_up(self, stopwatch: Stopwatch) -> None:
         """Nothing: there is no generator."""
@@ -146,8 +147,9 @@ class Real:
         pool = self.parts.fitted
         epoch, position = divmod(step, len(pool) // self.batch)
         order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
-        chosen = [pool[index] for index in order[position * self.batch : (position + 1) * self.batch]]
-        images, labels = (value.to(self.teacher.device) for value in self.source.read(chosen))
+        chosen = torch.tensor(order[position * self.batch : (position + 1) * self.batch])
+        read = self.source.read([pool[index] for index in part_of(chosen).tolist()])
+        images, labels = (value.to(self.teacher.device) for value in read)
         return GeneratorStep(images, labels, self.teacher.program(images))
 
     def held_back(self) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from gdfq_export.allocation import Allocation, Curve, pareto_front, within
 from gdfq_export.errors import UsageError
-from gdfq_export.file_size import bytes_beside_weights
-from gdfq_export.integer import IntegerModel
+from gdfq_export.file_size import FileSize, bytes_beside_weights
+from gdfq_export.graph import Node
 from gdfq_export.lower import TARGETS, Quantized, integer_model_from_quantized
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.recon import make_images, split
@@ -54,11 +54,16 @@ def allocate(task: Task, quantized: Quantized, images: Tensor, held_back: Tensor
     by_size = task.settings.size_budget is not None
     budget = task.settings.size_budget if by_size else task.settings.bit_operations_budget
     assert budget is not None  # the caller asked
-    fixed = bytes_beside_weights(_narrowest(task, quantized), held_back) if by_size else 0
-    costs = {}
+    size = FileSize(0, {})
+    if by_size:
+        widths = {*WIDTHS, *(spec.bits for spec in task.plan.weights.values())}
+        integer = integer_model_from_quantized(quantized, TARGETS[task.settings.target])
+        size = bytes_beside_weights(integer, widths, held_back)
+    fixed, costs = size.fixed, {}
     for node in task.folded.of(*LAYERS):
         asked = [task.plan.weights[node.name].bits] if _is_fixed(task, node.name) else WIDTHS
-        costs[node.name] = widths_worth_asking([(bits, _cost(task, node.name, bits, by_size)) for bits in asked])
+        options = [(bits, _cost(task, node, bits, by_size) + size.each.get(bits, 0)) for bits in asked]
+        costs[node.name] = widths_worth_asking(options)
     choices = measure(Sensitivity(task.folded, images, task.settings.device), costs, task.progress)
     front = [dataclasses.replace(point, cost=point.cost + fixed) for point in pareto_front(choices)]
     chosen = within(front, budget)
@@ -87,21 +92,13 @@ def _too_small(least: Allocation, budget: int, by_size: bool) -> str:
     )
 
 
-def _narrowest(task: Task, quantized: Quantized) -> IntegerModel:
-    """The network at the narrowest widths: the file with the most beside its weights."""
-    narrow = {layer: min(WIDTHS) for layer in task.plan.weights if not _is_fixed(task, layer)}
-    quantized = dataclasses.replace(quantized, plan=with_weight_bits(task.plan, narrow))
-    return integer_model_from_quantized(quantized, TARGETS[task.settings.target])
-
-
 def _is_fixed(task: Task, layer: str) -> bool:
     """Whether --first-last has decided this layer's width."""
     layers = [node.name for node in task.folded.of(*LAYERS)]
     return task.settings.bits.first_last is not None and layer in (layers[0], layers[-1])
 
 
-def _cost(task: Task, layer: str, bits: int, by_size: bool) -> int:
-    node = task.folded[layer]
+def _cost(task: Task, node: Node, bits: int, by_size: bool) -> int:
     return bytes_of(task.folded, node, bits) if by_size else bit_operations_of(task.folded, task.plan, node, bits)
 
 

@@ -22,7 +22,7 @@ from gdfq_export.moments import Moments, reads
 from gdfq_export.passes.equalize import Pair, carry, find_pairs
 
 DEVIATIONS = 3.0
-RECTIFIERS = frozenset({"relu", "leaky_relu", "prelu"})
+RECTIFIERS = frozenset({"relu", "leaky_relu"})
 
 
 @dataclass(frozen=True, eq=False)

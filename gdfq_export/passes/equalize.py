@@ -1,6 +1,6 @@
 """Cross-layer range equalization (DFQ, Nagel et al. 2019): channels between two layers get similar ranges.
 
-    f(x / s) = f(x) / s  for s > 0           ReLU, LeakyReLU, PReLU, pooling, and what only moves channels
+    f(x / s) = f(x) / s  for s > 0           ReLU, LeakyReLU, pooling, and what only moves channels
     W1' = W1 / s,  b1' = b1 / s,  W2' = W2 * s                       the same function
     s_i = sqrt(r1_i / r2_i)                                          makes both ranges sqrt(r1_i * r2_i)
 
@@ -32,9 +32,7 @@ CAP_DEVIATIONS = 6.0
 SWEEPS = 40
 SETTLED = 1e-3  # largest |log s| of a sweep that ends the iteration
 
-HOMOGENEOUS = frozenset(
-    {"relu", "leaky_relu", "prelu", "max_pool", "avg_pool", "global_avg_pool", "upsample", "mul_scalar"}
-)
+HOMOGENEOUS = frozenset({"relu", "leaky_relu", "max_pool", "avg_pool", "global_avg_pool", "upsample", "mul_scalar"})
 
 
 @dataclass(frozen=True)

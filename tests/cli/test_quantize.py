@@ -147,6 +147,65 @@ def test_bytes_from_a_camera_are_normalised_inside_the_graph_in_integers(
     assert report["torch"]["mismatches"] == 0
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--method", "dfq", "--bits", "8"],
+        ["--method", "dfq", "--bits", "4"],
+        ["--method", "zeroq", "--bits", "4"],
+        ["--method", "zeroq", "--size-budget", "12kB"],
+        ["--method", "dfqf", "--bits", "8"],
+        ["--method", "dfqf", "--bits", "4"],
+    ],
+    ids=" ".join,
+)
+def test_every_other_method_makes_a_file_that_verifies_without_float_operators(
+    words: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, page = tmp_path / "m.onnx", tmp_path / "m.html"
+    assert main([*build(folder), *words, "--budget", "1s", "--out", str(out), "--report", str(page), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert page.read_text().rstrip().endswith("</html>")
+    if "--size-budget" in words:
+        assert made["file_bytes"] <= 12_000
+    assert main(["verify", str(out), "--json", "--samples", "4"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["passed"], report["float_ops"]) == (True, [])
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--method", "zeroq", "--size-budget", "1kB"], "give at least"),
+        (["--method", "zeroq", "--bitops-budget", "10"], "give at least"),
+        (["--method", "zeroq", "--size-budget", "9kB", "--bitops-budget", "1G"], "leave one of them out"),
+        (["--method", "zeroq", "--size-budget", "9kB", "--weight-bits", "4"], "leave --weight-bits out"),
+        (["--method", "zeroq", "--size-budget", "9kB", "--dry-run"], "leave --dry-run out"),
+        (["--method", "dfq", "--size-budget", "9kB"], "--method zeroq"),
+        (["--report", "{out}"], "another name"),
+    ],
+)
+def test_a_budget_of_widths_that_cannot_be_is_a_usage_error(
+    words: list[str], hint: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "x.onnx")
+    words = [word.format(out=out) for word in words]
+    code, text = fails([*build(folder), "--budget", "1s", *words, "--out", out], capsys)
+    assert (code, hint in text) == (2, True), text
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_a_report_that_exists_or_cannot_be_written_is_refused_before_any_work(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "page.html").write_text("kept")
+    for page in (tmp_path / "page.html", tmp_path / "none" / "page.html"):
+        code, text = fails([*build(folder), "--out", str(tmp_path / "x.onnx"), "--report", str(page)], capsys)
+        assert (code, "--report" in text) == (4, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    assert (tmp_path / "page.html").read_text() == "kept"
+
+
 def test_verify_refuses_the_program_of_another_file(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,7 +31,7 @@ ACTIVATIONS = {
     "relu": nn.ReLU(),
     "relu6": nn.ReLU6(),
     "leaky": nn.LeakyReLU(0.2),
-    "prelu": nn.PReLU(3, init=0.3),
+    "prelu": nn.PReLU(init=0.3),
     "sigmoid": nn.Sigmoid(),
 }
 

@@ -119,3 +119,13 @@ def test_training_lowers_the_distance_to_the_float_network() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert min(losses[-5:]) < losses[0]
+
+
+def test_a_relu_that_its_quantizer_saturates_is_the_same_without_an_operator() -> None:
+    x, step = torch.linspace(-2, 3, 51, requires_grad=True), torch.tensor(0.3)
+    plain = fake_quantize(torch.relu(x), step, 0, 0, 7)
+    (expected,) = torch.autograd.grad(plain.square().sum(), x)
+    fused = fake_quantize(x, step, 0, 0, 7, floor=0.0)
+    (found,) = torch.autograd.grad(fused.square().sum(), x)
+    assert torch.equal(fused, plain)
+    assert torch.equal(found, expected)

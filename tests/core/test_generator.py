@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from gdfq_export.generator import (
     NOISE,
@@ -12,6 +14,7 @@ from gdfq_export.generator import (
     image_spec,
     map_sizes,
     sample,
+    upsample_and_convolve,
 )
 
 SMALL = image_spec((3, 16, 12), (0.5, 0.4, 0.3), (0.25, 0.2, 0.1))
@@ -102,3 +105,12 @@ def test_samples_depend_on_their_seed_alone() -> None:
 def test_labels_are_drawn_from_all_classes() -> None:
     labels = sample(500, 7, torch.Generator().manual_seed(0)).labels
     assert labels.unique().tolist() == list(range(7))
+
+
+@pytest.mark.parametrize("size", [(8, 10), (7, 9)])
+def test_upsampling_and_convolution_are_one_operation_where_the_size_doubles(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    convolution, x = nn.Conv2d(3, 4, 3, padding=1), torch.randn(2, 3, 4, 5)
+    expected = convolution(F.interpolate(x, size=size))
+    # 1e-5: sums of 27 products in another order
+    assert torch.allclose(upsample_and_convolve(x, convolution, size), expected, atol=1e-5)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gdfq_export.cli.options import parse_budget, parse_floats, parse_size, read_config
+from gdfq_export.cli.options import BYTES, OPERATIONS, parse_amount, parse_budget, parse_floats, parse_size, read_config
 from gdfq_export.errors import InputFileError, UsageError
 
 
@@ -18,6 +18,23 @@ def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--budget") as caught:
         parse_budget(text)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"), [("400kB", 400_000), ("1.5 MB", 1_500_000), ("2KiB", 2048), ("900", 900), ("12b", 12)]
+)
+def test_a_size_budget_is_a_number_of_bytes(text: str, amount: int) -> None:
+    assert parse_amount(text, "--size-budget", "400kB", BYTES) == amount
+
+
+def test_a_compute_budget_is_a_number_of_operations() -> None:
+    assert parse_amount("2.5G", "--bitops-budget", "2.5G", OPERATIONS) == 2_500_000_000
+
+
+@pytest.mark.parametrize("text", ["", "kB", "-1kB", "0", "0.5b", "4 apples", "1e3", "nan"])
+def test_what_is_no_amount_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--size-budget"):
+        parse_amount(text, "--size-budget", "400kB", BYTES)
 
 
 def test_a_size_is_channels_height_and_width() -> None:

@@ -1,0 +1,90 @@
+"""An anytime ladder: each rung costs more than the one before, and the state that agrees best is kept.
+
+nearest        ranges from optimised images, weights rounded to nearest
+corrected      ... and biases that bring each layer's mean back (DFQ)
+equalized      channels of equal range first, then ranges and biases
+reconstructed  block by block (`reconstruct.py`), from the better of the two roundings to nearest
+
+The score is the divergence from the float network on held-back images; it needs no data. The ladder ends when the
+score is as good as `ENOUGH`, when nothing is left, or when the budget is used up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gdfq_export.bias_correction import correct_by_images
+from gdfq_export.fakequant import FakeQuantProgram
+from gdfq_export.lower import Quantized
+from gdfq_export.methods.calibrate import quantize_to_nearest
+from gdfq_export.methods.dfq import equalized_network
+from gdfq_export.methods.gdfq import divergence
+from gdfq_export.methods.recon import make_images, split
+from gdfq_export.methods.task import Outcome, Task
+from gdfq_export.reconstruct import reconstruct
+from gdfq_export.stopwatch import Stopwatch
+from gdfq_export.synthesis import Teacher
+
+ENOUGH = 1e-3  # nats: the classes' probabilities are the float network's but for a thousandth
+
+
+def auto(task: Task) -> Outcome:
+    """Climbs the ladder and returns the best state."""
+    settings = task.settings
+    stopwatch = Stopwatch(settings.schedule.budget_seconds)
+    teacher = Teacher(task.captured, settings.device)
+    images, held_back = split(make_images(task, teacher, stopwatch))
+    ladder = Ladder(lambda state: divergence(FakeQuantProgram(state, learned_steps=False), teacher, held_back))
+    climb(task, ladder, images, stopwatch)
+    assert ladder.best is not None
+    figures = {"images": len(images) + len(held_back), **{f"divergence_{k}": v for k, v in ladder.scores.items()}}
+    return Outcome(ladder.best, held_back, figures)
+
+
+class Ladder:
+    """The states so far, by their score."""
+
+    def __init__(self, score: Callable[[Quantized], float]) -> None:
+        self.score = score
+        self.scores: dict[str, float] = {}
+        self.best: Quantized | None = None
+
+    def add(self, name: str, state: Quantized) -> float:
+        """Scores a state and keeps it where it is the best."""
+        value = self.score(state)
+        if value < min(self.scores.values(), default=float("inf")):
+            self.best = state
+        self.scores[name] = value
+        return value
+
+    def is_good(self) -> bool:
+        """Whether climbing on is not worth the time."""
+        return min(self.scores.values(), default=float("inf")) <= ENOUGH
+
+
+def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> None:
+    """One rung after the other."""
+    settings = task.settings
+    batches = torch.split(images, settings.reconstruction.batch)
+    nearest = quantize_to_nearest(task, batches)
+    plain = ladder.add("nearest", nearest)
+    if ladder.is_good():
+        return
+    ladder.add("corrected", correct_by_images(nearest, images))
+    if ladder.is_good() or stopwatch.is_over():
+        return
+    graph, _ = equalized_network(task)
+    equalized = quantize_to_nearest(dataclasses.replace(task, folded=graph), batches)
+    even = ladder.score(equalized)
+    ladder.add("equalized", correct_by_images(equalized, images))
+    if ladder.is_good() or stopwatch.is_over():
+        return
+    start = equalized if even < plain else nearest
+    ladder.add(
+        "reconstructed",
+        reconstruct(start, images, settings.reconstruction, settings.seed, task.progress, stopwatch, task.checkpoint),
+    )

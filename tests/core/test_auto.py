@@ -1,0 +1,65 @@
+"""The ladder keeps the best state, and climbs no further than it must."""
+
+from __future__ import annotations
+
+import pytest
+from small_networks import calibrated, captured, folded, images
+
+from gdfq_export.checkpoint import Checkpoint
+from gdfq_export.generator import ImageSpec
+from gdfq_export.lower import Quantized
+from gdfq_export.methods.auto import ENOUGH, Ladder, climb
+from gdfq_export.methods.task import Task
+from gdfq_export.plan import BitWidths, make_plan
+from gdfq_export.progress import silent
+from gdfq_export.settings import Reconstruction, Settings, schedule_for
+from gdfq_export.stopwatch import Stopwatch
+
+W4A4 = BitWidths(4, 4)
+RUNGS = ["nearest", "corrected", "equalized", "reconstructed"]
+
+
+def task() -> Task:
+    settings = Settings(
+        "auto", W4A4, schedule_for("fast", (3, 8, 8)), "mse", "portable", 0, reconstruction=Reconstruction(2, batch=4)
+    )
+    graph = folded("residual")
+    spec = ImageSpec((3, 8, 8), (-2.0,) * 3, (2.0,) * 3)
+    return Task(captured("residual"), graph, make_plan(graph, W4A4, (-2.0, 2.0)), spec, settings, silent, Checkpoint())
+
+
+def scoring(values: list[float]) -> Ladder:
+    """A ladder that is told its scores."""
+    given = iter(values)
+    return Ladder(lambda state: next(given))
+
+
+def test_the_best_state_is_kept_and_not_the_last() -> None:
+    ladder = scoring([0.5, 0.2, 0.3])
+    states = [calibrated(folded("plain"), BitWidths(8, bits)) for bits in (6, 7, 8)]
+    for name, state in zip("abc", states, strict=True):
+        ladder.add(name, state)
+    assert ladder.best is states[1]
+    assert ladder.scores == {"a": 0.5, "b": 0.2, "c": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("scores", "rungs"),
+    [
+        ([ENOUGH / 2], 1),  # the first rung is good enough
+        ([1.0, ENOUGH], 2),
+        ([1.0, 0.9, 0.8, ENOUGH / 2], 3),  # the equalized network is scored before and after correction
+        ([1.0, 0.9, 0.8, 0.7, 0.6], 4),
+    ],
+)
+def test_the_ladder_ends_when_a_state_is_good_enough(scores: list[float], rungs: int) -> None:
+    ladder = scoring(scores)
+    climb(task(), ladder, images(count=8), Stopwatch(None))
+    assert list(ladder.scores) == RUNGS[:rungs]
+    assert isinstance(ladder.best, Quantized)
+
+
+def test_without_time_left_the_cheap_rungs_remain() -> None:
+    ladder = scoring([1.0, 0.9])
+    climb(task(), ladder, images(count=8), Stopwatch(0.0))
+    assert list(ladder.scores) == RUNGS[:2]
