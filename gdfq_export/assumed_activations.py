@@ -29,7 +29,7 @@ TAIL = 6.0  # deviations at which the paper ends an activation's range
 
 POINTWISE = frozenset(
     {
-        *("relu", "clip", "leaky_relu", "elu", "sigmoid", "tanh", "gelu"),
+        *("relu", "clip", "leaky_relu", "elu", "sigmoid", "tanh", "gelu", "exp", "reciprocal"),
         *("hard_sigmoid", "hard_swish", "add_scalar", "mul_scalar"),
     }
 )
@@ -68,8 +68,9 @@ def _moments_of(graph: Graph, node: Node, inputs: list[Moments]) -> Moments:
     """Moments of one tensor from those of its inputs."""
     first = inputs[0] if inputs else None
     if node.op == "constant":
-        value = graph.parameters[node.parameters["value"]].double()
-        return _spread(Moments(value.reshape(-1), torch.zeros(value.numel(), dtype=torch.float64)), node)
+        value = graph.parameters[node.parameters["value"]].double()  # (1, C, ...), or one number
+        channels = value.reshape(value.shape[1] if value.ndim > 1 else 1, -1)
+        return Moments(channels.mean(1), channels.std(1, correction=0))
     assert first is not None  # only the input and constants have none
     if node.op in LAYERS:
         return _moments_of_layer(graph, node, first)
@@ -111,6 +112,10 @@ def _moved(graph: Graph, node: Node, source: Moments) -> Moments:
         return _pooled(graph, node, source)
     if node.op == "channel_shuffle":
         return _each(source, lambda v: v.view(node.attributes["groups"], -1).T.reshape(-1))
+    if node.op == "pad_channels":
+        return _each(source, lambda v: torch.cat([v, v.new_zeros(node.attributes["count"])]))
+    if node.op == "gather" and node.attributes["axis"] == 1:
+        return _each(source, lambda v: v[torch.tensor(node.attributes["order"])])
     if node.op == "slice" and node.attributes["axis"] == 1:
         index = slice(node.attributes["start"], node.attributes["end"], node.attributes["step"])
         return _each(source, lambda v: v[index])

@@ -32,11 +32,6 @@ from gdfq_export.plan import CODE_CLIPS, quantized_part
 BATCH = "batch"
 
 
-def weight_bytes(count: int, bits: int) -> int:
-    """Bytes that so many weights of one layer take in the file."""
-    return (count + 1) // 2 if bits <= PACKED_BITS else count
-
-
 class _Emitter:
     """The builder together with what each tensor is called so far."""
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from gdfq_export.emit import onnx_from_integer_model, weight_bytes
+from gdfq_export.emit import onnx_from_integer_model
 from gdfq_export.exact import IntegerProgram
 from gdfq_export.integer import IntegerModel, QLayer
+from gdfq_export.packing import weight_bytes
 from gdfq_export.provenance import golden_vectors, stamp
 
 FACTS = 3000  # of the metadata that says how the file was made, and of bytes as input

@@ -35,6 +35,13 @@ def weight_constant(b: OnnxBuilder, group: str, q_weight: Int8, bits: int) -> st
     return _unpack_planes(b, group, q_weight, bits)
 
 
+def weight_bytes(count: int, bits: int) -> int:
+    """Bytes that so many weights of one layer take in the file."""
+    if bits > PACKED_BITS:
+        return count
+    return -(-count // 2) if bits > PLANE_BITS else bits * -(-count // BYTE)
+
+
 def bit_planes(q_weight: Int8, bits: int) -> npt.NDArray[np.uint8]:
     """Codes as bytes (bits, ceil(N / 8)); the last byte is filled with zeros."""
     shifted = (q_weight.reshape(-1) + largest_code(bits)).astype(np.uint8)

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from gdfq_export.allocation import Curve
 from gdfq_export.charts import Line, Mark, chart, short, smoothed
-from gdfq_export.emit import weight_bytes
 from gdfq_export.generator import ImageSpec
 from gdfq_export.graph import Graph, Node
 from gdfq_export.integer import IntegerModel
 from gdfq_export.lower import Quantized
 from gdfq_export.ops import LAYERS
+from gdfq_export.packing import weight_bytes
 from gdfq_export.quantizers import quantize_weight
 from gdfq_export.settings import Settings
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from gdfq_export.allocation import Choice
-from gdfq_export.emit import weight_bytes
 from gdfq_export.graph import Graph, Node
 from gdfq_export.losses import distillation_loss
+from gdfq_export.packing import weight_bytes
 from gdfq_export.plan import Plan
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress

@@ -56,6 +56,9 @@ def _range(node: Node, graph: Graph, ranges: dict[str, CodeRange], whole: CodeRa
         at_least = source.low if low is None else max(source.low, int(low.reshape(())))
         at_most = source.high if high is None else min(source.high, int(high.reshape(())))
         return CodeRange(min(at_least, at_most), at_most)
+    if node.op == "Pad":
+        filled = ranges.get(node.input(2)) if node.input(2) else CodeRange(0, 0)  # other modes repeat what is there
+        return whole if filled is None else source.union(filled)
     if node.op in _WITHIN:
         inputs = node.inputs if node.op == "Concat" else node.inputs[:1]
         known = [ranges[name] for name in inputs if name in ranges]

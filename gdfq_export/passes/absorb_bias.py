@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gdfq_export.graph import Graph, Node, rebuild
 from gdfq_export.moments import Moments, reads
-from gdfq_export.passes.equalize import Pair, carry, find_pairs
+from gdfq_export.passes.equalize import Pair, carry_over, find_pairs
 
 DEVIATIONS = 3.0
 RECTIFIERS = frozenset({"relu", "leaky_relu"})
@@ -44,10 +44,7 @@ def absorb_bias(graph: Graph, moments: Mapping[str, Moments]) -> Absorbed:
         shift = (moments[first.name].mean - DEVIATIONS * moments[first.name].std).clamp_min(0.0)
         if not bool(shift.any()):
             continue
-        carried: Tensor | None = shift
-        for name in pair.path:
-            carried = carry(graph, graph[name], carried) if carried is not None else None
-        assert carried is not None  # find_pairs walked the same way
+        carried = carry_over(graph, pair, shift)
         weight = graph.parameters[second.parameters["weight"]].double()
         biases[first.name] = _bias(graph, first, biases) - shift
         biases[second.name] = _bias(graph, second, biases) + reads(second, weight, carried)

@@ -18,6 +18,7 @@ Requires: a folded graph. Exact in real numbers, but for values beyond those dev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,15 +33,16 @@ CAP_DEVIATIONS = 6.0
 SWEEPS = 40
 SETTLED = 1e-3  # largest |log s| of a sweep that ends the iteration
 
+JOINING = frozenset({"add", "sub", "max"})
 HOMOGENEOUS = frozenset({"relu", "leaky_relu", "max_pool", "avg_pool", "global_avg_pool", "upsample", "mul_scalar"})
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two layers, and the operations between them that commute with a positive factor for each channel."""
+    """Two layers, and the operations between them, all of which commute with a positive factor for each channel."""
 
     first: str
-    path: tuple[str, ...]
+    path: tuple[str, ...]  # in graph order; they may part and join again, as a PReLU does
     second: str
 
 
@@ -52,40 +54,67 @@ class Equalized:
     factors: Mapping[str, Tensor]
 
 
-def carry(graph: Graph, node: Node, values: Tensor) -> Tensor | None:
-    """Per-channel values behind `node` from those before it; None where channels are mixed or factors do not pass."""
-    before = graph[node.inputs[0]].shape
-    if node.op in HOMOGENEOUS | {"clip"} or (node.op == "pad" and node.attributes["value"] == 0.0):
-        return values if node.shape[0] == before[0] else None
+def carry(graph: Graph, pair: Pair, values: Tensor) -> dict[str, Tensor]:
+    """Per-channel values of the first layer, as each tensor on the path has them."""
+    found = {pair.first: values}
+    for name in pair.path:
+        carried = _step(graph, graph[name], found)
+        assert carried is not None  # find_pairs walked the same way
+        found[name] = carried
+    return found
+
+
+def carry_over(graph: Graph, pair: Pair, values: Tensor) -> Tensor:
+    """Per-channel values of the first layer, as the second layer's input channels see them."""
+    return carry(graph, pair, values)[graph[pair.second].inputs[0]]
+
+
+def _step(graph: Graph, node: Node, found: Mapping[str, Tensor]) -> Tensor | None:
+    """Values behind `node` from those before it; None where channels are mixed or factors do not pass."""
+    others = [name for name in node.inputs if name not in found]
+    inputs = [found[name] for name in node.inputs if name in found]
+    same = all(torch.equal(values, inputs[0]) for values in inputs)
+    before = len(inputs[0])
+    if node.op in JOINING:
+        return inputs[0] if same and not others else None
+    if node.op == "mul":
+        constant = len(others) == 1 and graph[others[0]].op == "constant"
+        return inputs[0] if constant and node.shape[0] == before else None
+    if others:
+        return None
     if node.op == "channel_shuffle":
-        groups = node.attributes["groups"]
-        return values.view(groups, -1).T.reshape(-1)
-    if node.op == "reshape" and (len(node.shape) == 1 or node.shape[0] == before[0]):
-        return values.repeat_interleave(node.shape[0] // before[0])
-    return None
+        return inputs[0].view(node.attributes["groups"], -1).T.reshape(-1)
+    if node.op == "reshape" and (len(node.shape) == 1 or node.shape[0] == before):
+        return inputs[0].repeat_interleave(node.shape[0] // before)
+    plain = node.op in HOMOGENEOUS | {"clip"} or (node.op == "pad" and node.attributes["value"] == 0.0)
+    return inputs[0] if plain and node.shape[0] == before else None
 
 
 def find_pairs(graph: Graph) -> list[Pair]:
-    """Every pair of layers whose only connection is a chain of homogeneous operations, in graph order."""
-    users = graph.users()
-    pairs = []
+    """Every layer whose result reaches exactly one other layer, through homogeneous operations alone."""
+    pairs = [_pair_from(graph, node) for node in graph.of(*LAYERS) if node.op == "conv" or len(node.shape) == 1]
+    return [pair for pair in pairs if pair is not None]
+
+
+def _pair_from(graph: Graph, first: Node) -> Pair | None:
+    """Follows a layer's result through the graph until every reader is a layer."""
+    found: dict[str, Tensor] = {first.name: torch.arange(first.shape[0])}  # channels by number, to see them move
+    second: str | None = None
     for node in graph.nodes:
-        if node.op not in LAYERS or (node.op == "linear" and len(node.shape) != 1):
+        if not any(name in found for name in node.inputs):
             continue
-        path: list[str] = []
-        reached, values = node, torch.ones(node.shape[0])
-        while len(users[reached.name]) == 1 and reached.name != graph.output:
-            (reader,) = users[reached.name]
-            if reader.op in LAYERS:
-                if reader.op == "conv" or len(reader.shape) == 1:
-                    pairs.append(Pair(node.name, tuple(path), reader.name))
-                break
-            carried = carry(graph, reader, values)
-            if carried is None:
-                break
-            path.append(reader.name)
-            reached, values = reader, carried
-    return pairs
+        if node.op in LAYERS:
+            if second is not None or not (node.op == "conv" or len(node.shape) == 1):
+                return None
+            second = node.name
+            continue
+        carried = _step(graph, node, found)
+        if carried is None:
+            return None
+        found[node.name] = carried
+    if second is None or graph.output in found:
+        return None
+    return Pair(first.name, tuple(name for name in found if name != first.name), second)
 
 
 def equalize(graph: Graph, moments: Mapping[str, Moments], spans: Mapping[str, Tensor] | None = None) -> Equalized:
@@ -117,15 +146,6 @@ def equalize(graph: Graph, moments: Mapping[str, Moments], spans: Mapping[str, T
     return _with_factors(graph, pairs, totals)
 
 
-def _carried(graph: Graph, pair: Pair, values: Tensor) -> Tensor:
-    """Per-channel values of the first layer as the second layer's input channels see them."""
-    for name in pair.path:
-        carried = carry(graph, graph[name], values)
-        assert carried is not None  # find_pairs walked the same way
-        values = carried
-    return values
-
-
 def _is_depthwise(weight: Tensor, node: Node) -> bool:
     return node.op == "conv" and node.attributes["groups"] > 1 and weight.shape[1] == 1
 
@@ -143,7 +163,7 @@ def _read_ranges(graph: Graph, pair: Pair, weight: Tensor, *, relative: bool) ->
         grouped = grouped / grouped.amax((2, 3), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     by_input = grouped.amax((1, 3)).reshape(-1)
     channels = graph[pair.first].shape[0]
-    owner = _carried(graph, pair, torch.arange(channels))
+    owner = carry_over(graph, pair, torch.arange(channels))
     return torch.zeros(channels, dtype=torch.float64).scatter_reduce(0, owner, by_input, "amax")
 
 
@@ -155,6 +175,8 @@ def _within_caps(graph: Graph, pair: Pair, total: Tensor, moments: Mapping[str, 
         if node.op != "clip":
             continue
         low, high = node.attributes["low"], node.attributes["high"]
+        if {low, high} <= {0.0, math.inf, -math.inf}:
+            continue  # as homogeneous as a ReLU
         # Anything but a layer straight before the clip has no statistics of its own.
         if found is None or node.inputs[0] != pair.first or low > 0 or high <= 0:
             return torch.ones_like(total)
@@ -171,7 +193,7 @@ def _apply(graph: Graph, pair: Pair, weights: dict[str, Tensor], scale: Tensor) 
     weights[pair.first] = first / scale.view(-1, *[1] * (first.ndim - 1))
     second = weights[pair.second]
     grouped = _grouped(graph[pair.second], second)
-    columns = _carried(graph, pair, scale).view(len(grouped), 1, -1, 1)
+    columns = carry_over(graph, pair, scale).view(len(grouped), 1, -1, 1)
     weights[pair.second] = (grouped * columns).reshape(second.shape)
 
 
@@ -191,11 +213,7 @@ def _with_factors(graph: Graph, pairs: list[Pair], totals: Mapping[str, Tensor])
     for pair in pairs:
         total = totals[pair.first]
         _apply(graph, pair, weights, total)
-        factors[pair.first] = values = total
-        for name in pair.path:
-            carried = carry(graph, graph[name], values)
-            assert carried is not None  # find_pairs walked the same way
-            factors[name] = values = carried
+        factors |= carry(graph, pair, total)
         bias = graph.parameter(graph[pair.first], "bias")
         if bias is not None:
             store(pair.first, "bias", bias.double() / total)

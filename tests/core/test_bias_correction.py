@@ -17,13 +17,14 @@ from gdfq_export.program import FloatProgram, run_taps
 
 def layer_means(quantized: Quantized, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """Mean output of each layer of the simulated network, before rounding."""
+
+    class Noting(FakeQuantProgram):
+        def finish_layer(self, name: str, value: torch.Tensor) -> torch.Tensor:
+            found[name] = value.detach().mean((0, *range(2, value.ndim)))
+            return value
+
     found: dict[str, torch.Tensor] = {}
-
-    def keep(name: str, value: torch.Tensor) -> torch.Tensor:
-        found[name] = value.detach().mean((0, *range(2, value.ndim)))
-        return value
-
-    FakeQuantProgram(quantized, learned_steps=False)(x, edit=keep)
+    Noting(quantized, learned_steps=False)(x)
     return found
 
 

@@ -64,7 +64,7 @@ def test_the_network_computes_what_it_did(name: str, measured: str) -> None:
 
 @pytest.mark.parametrize(
     "activation",
-    [nn.ReLU(), nn.LeakyReLU(0.1), nn.PReLU()],
+    [nn.ReLU(), nn.LeakyReLU(0.1), nn.PReLU(6)],
     ids=lambda module: type(module).__name__,
 )
 @pytest.mark.parametrize("pool", [lambda x: x, lambda x: F.max_pool2d(x, 2), lambda x: F.avg_pool2d(x, 3, 1, 1)])

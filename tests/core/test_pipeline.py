@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from gdfq_export.errors import GdfqError, UnsupportedModelError, UsageError
 from gdfq_export.files import companions_of
 from gdfq_export.models.sources import LoadedModel
+from gdfq_export.passes import pad_input
 from gdfq_export.pipeline import prepare, run
 from gdfq_export.plan import BitWidths
 from gdfq_export.settings import Schedule, Settings
@@ -169,7 +170,7 @@ def test_a_wrong_number_of_classes_is_refused() -> None:
 
 def test_the_plan_of_a_prepared_network_is_that_of_its_folded_graph() -> None:
     prepared = prepare(loaded(network("plain")), SETTINGS)
-    assert [node.name for node in prepared.folded.nodes] == [node.name for node in folded("plain").nodes]
+    assert [node.name for node in prepared.folded.nodes] == [node.name for node in pad_input(folded("plain")).nodes]
     assert prepared.plan.weights.keys() == {"a.0", "b.0", "fc"}
     assert len(prepared.captured.of("batch_norm")) == 2
 

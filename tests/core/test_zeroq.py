@@ -13,14 +13,16 @@ from small_networks import folded, images
 from torch import nn
 
 from gdfq_export.allocation import Curve
-from gdfq_export.emit import onnx_from_integer_model, weight_bytes
+from gdfq_export.emit import onnx_from_integer_model
 from gdfq_export.errors import UsageError
 from gdfq_export.file_size import bytes_beside_weights
 from gdfq_export.models.random_weights import set_batch_norm_statistics
 from gdfq_export.models.sources import LoadedModel
+from gdfq_export.packing import weight_bytes
 from gdfq_export.pipeline import Exported, Prepared, prepare, quantize_model, write_files
 from gdfq_export.plan import BitWidths, make_plan, with_weight_bits
 from gdfq_export.program import FloatProgram
+from gdfq_export.runtime_checks.verify import verify_model
 from gdfq_export.sensitivity import (
     Sensitivity,
     bit_operations_of,
@@ -86,7 +88,8 @@ def test_bit_operations_are_multiplications_times_both_widths() -> None:
     graph = prepared(EIGHT).folded
     first = graph.of("conv")[0]
     plan = make_plan(graph, BitWidths(8, 4))
-    assert bit_operations_of(graph, plan, first, 3) == 3 * 32 * 9 * 8 * 8 * 3 * 4
+    channels = 4  # the image is padded from three
+    assert bit_operations_of(graph, plan, first, 3) == channels * 32 * 9 * 8 * 8 * 3 * 4
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -139,6 +142,14 @@ def test_the_first_and_last_layer_keep_a_width_that_was_asked_for_them() -> None
 def test_a_budget_below_the_narrowest_network_is_refused_with_what_would_do(budget: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="give at least"):
         quantized(**budget)
+
+
+def test_wide_first_weights_of_narrow_padded_pixels_are_proved_not_to_saturate(tmp_path: Path) -> None:
+    asked = settings(bits=BitWidths(8, 4), size_budget=10**9)
+    out = tmp_path / "m.onnx"
+    write_files(quantize_model(prepared(asked.bits), asked), asked, out, companions=False)
+    report = verify_model(out, samples=2).to_json()
+    assert (report["passed"], report["saturation_safe"], report["float_ops"]) == (True, True, [])
 
 
 def test_the_plan_says_why_a_layer_has_its_width() -> None:
