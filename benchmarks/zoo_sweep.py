@@ -169,7 +169,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             *(result.get("export_seconds", "-"), reason_of(result)),
         )
         rows.append("| " + " | ".join(map(str, cells)) + " |")
-    count = len(networks()) - len(PAPER)
+    count = sum(family != "of the paper" for family in networks().values())
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxruntime", "pytorchcv"))
     return (
         f"""# Every family of classifiers in pytorchcv

@@ -208,8 +208,11 @@ def _pad(a: Arguments) -> Meaning:
     if min(pad) < 0:
         raise _unsupported(a.node, "negative padding (slice the tensor instead)")
     pad += [0] * (2 * (rank - 1) - len(pad))
-    if len(pad) > 2 * (rank - 1) and any(pad[2 * (rank - 1) :]):
-        raise _unsupported(a.node, "padding of channels")
+    channels = pad[2 * (rank - 1) :]
+    if any(channels):
+        if len(channels) != 2 or channels[0] or any(pad[: 2 * (rank - 1)]) or a["value"] or rank != 3:
+            raise _unsupported(a.node, "padding of channels other than with zeros behind the last")
+        return "pad_channels", {"count": channels[1]}
     begin = [pad[2 * i] for i in reversed(range(rank - 1))]
     end = [pad[2 * i + 1] for i in reversed(range(rank - 1))]
     return "pad", {"pads": tuple(begin + end), "value": float(a["value"] or 0.0)}
@@ -297,6 +300,7 @@ def _cast(a: Arguments) -> Meaning:
 RULES: dict[str, Rule] = {
     "conv1d": _conv,
     "conv2d": _conv,
+    "conv3d": _conv,
     "linear": _linear,
     "_native_batch_norm_legit_no_training": _plain("batch_norm", eps="eps"),
     "batch_norm": _plain("batch_norm", eps="eps"),

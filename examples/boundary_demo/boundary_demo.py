@@ -141,7 +141,10 @@ def facts(points: Points, program: FloatProgram) -> str:
 
 def draw(panels: list[Points], program: FloatProgram, out: Path) -> None:
     """Four panels with the network's boundary in each."""
-    import matplotlib as mpl
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        raise SystemExit("matplotlib draws the panels: install gdfq-export[demo]") from None
 
     mpl.use("Agg")
     from matplotlib import pyplot

@@ -39,11 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        # With standalone_mode off, click returns the code of `typer.Exit` instead of raising it.
-        return int(typer.main.get_command(app).main(words, prog_name="gdfq-export", standalone_mode=False) or 0)
+        # With standalone_mode off, click returns the code of `typer.Exit` instead of raising it: 130 after Ctrl-C.
+        code = int(typer.main.get_command(app).main(words, prog_name="gdfq-export", standalone_mode=False) or 0)
+        return _interrupted(words, debug) if code == EXIT_INTERRUPTED else code
     except KeyboardInterrupt:
-        hint = "; --resume goes on from the last saved state" if words[:1] == ["quantize"] else ""
-        return _fail(f"interrupted{hint}", EXIT_INTERRUPTED, words, debug)
+        return _interrupted(words, debug)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -52,13 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(error, "format_message"):  # a click usage error
             return _fail(error.format_message(), code, words, debug)
         if type(error).__name__ == "Abort":
-            return _fail("interrupted", EXIT_INTERRUPTED, words, debug)
+            return _interrupted(words, debug)
         if code == EXIT_BUG:
             text = f"unexpected {type(error).__name__}: {error} (a bug of ours; run again with --debug and report it)"
             return _fail(text, code, words, debug)
         if type(error).__name__ == "LostProcessError" and os.environ.get("RANK") != "0":
             return int(code)  # process 0 says it for all that are left
         return _fail(str(error), code, words, debug)
+
+
+def _interrupted(words: Sequence[str], debug: bool) -> int:
+    hint = "; --resume goes on from the last saved state" if words[:1] == ["quantize"] else ""
+    return _fail(f"interrupted{hint}", EXIT_INTERRUPTED, words, debug)
 
 
 def _fail(message: str, code: int, words: Sequence[str], debug: bool) -> int:

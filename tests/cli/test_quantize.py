@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from gdfq_export.cli import main
@@ -264,6 +265,15 @@ def test_a_width_that_cannot_be_had_is_a_usage_error(
         (["--mean", "nan"], "0.485"),
         (["--seed", "-1"], "0 or more"),
         (["--threads", "0"], "1 or more"),
+        (["--ranges", "guess"], "aciq"),
+        (["--reading", "slides"], "paper, code"),
+        (["--no-student-ce", "--no-student-kd"], "without a loss"),
+        (["--separate", "--stop-threshold", "95"], "leave one of them out"),
+        (["--stop-threshold", "0"], "up to 100"),
+        (["--method", "calibrate", "--separate"], "use it with gdfq"),
+        (["--method", "calibrate", "--ranges", "learned"], "use it with gdfq"),
+        (["--method", "recon", "--no-generator-ce"], "gdfq or calibrate"),
+        (["--real-data", ".", "--no-generator-bns"], "replaces"),
         (["--student-lr", "0"], "like 1e-4"),
         (["--generator-lr", "nan"], "like 1e-4"),
         (["--resume", "--dry-run"], "leave one of them out"),
@@ -384,7 +394,7 @@ def test_an_interrupted_run_ends_with_130_and_can_be_resumed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("gdfq_export.pipeline.teacher_agreement", interrupt)
+        patch.setattr("gdfq_export.pipeline.lower_outcome", interrupt)
         code, text = fails([*build(folder), "--bits", "8", "--out", str(out)], capsys)
     assert (code, "--resume" in text) == (130, True)
     code, text = fails([*build(folder), "--bits", "8", "--out", str(out)], capsys)
@@ -394,6 +404,44 @@ def test_an_interrupted_run_ends_with_130_and_can_be_resumed(
     assert main([*build(folder), "--bits", "8", "--out", str(out), "--resume"]) == 0
     assert out.read_bytes() == (folder / "model.onnx").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.fakequant.pt2", "model.fp32.onnx", "model.onnx"]
+
+
+def test_every_switch_of_gdfq_is_taken(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for label in range(5):
+        (tmp_path / "images" / f"{label}").mkdir(parents=True)
+        for index in range(4):
+            pixels = Image.new("RGB", (16, 16), (50 * label, 60 * index, 99))
+            pixels.save(tmp_path / "images" / f"{label}" / f"{index}.png")
+    data = str(tmp_path / "images")
+    runs = [
+        ["--no-generator-ce", "--no-student-ce", "--moving-statistics", "--reading", "code", "--ranges", "ema"],
+        ["--no-generator-bns", "--no-student-kd", "--separate", "--keep-trained", "--calibration-data", data],
+        ["--real-data", data, "--ranges", "learned", "--reading", "paper"],
+    ]
+    for index, words in enumerate(runs):
+        out = str(tmp_path / f"{index}.onnx")
+        capsys.readouterr()
+        assert main([*build(folder), *words, "--out", out, "--no-companions", "--json"]) == 0
+        figures = json.loads(capsys.readouterr().out)["figures"]
+        assert figures["student_steps"] > 0
+        assert ("real_images" in figures) == ("--real-data" in words)
+
+
+def test_images_that_are_missing_are_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--method", "calibrate", "--calibration-data", str(tmp_path / "none")]
+    code, text = fails([*build(folder), *words, "--out", str(tmp_path / "x.onnx")], capsys)
+    assert (code, "none" in text) == (4, True)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_in_two_processes_and_one_of_them_writes(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.onnx"
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "gdfq_export"]
+    words = [*build(folder), "--bits", "4", "--device", "cpu", "--out", str(out), "--json"]
+    done = subprocess.run([*run, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["figures"]["student_steps"] == 60
+    assert main(["verify", str(out), "--json", "--samples", "4"]) == 0
 
 
 def test_json_errors_are_one_object_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

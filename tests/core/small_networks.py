@@ -374,6 +374,17 @@ def resampled() -> nn.Module:
     return Net(forward, a=conv_bn(3, 8), b=conv_bn(8, 8), fc=head(8))
 
 
+def channel_wise() -> nn.Module:
+    """ChannelNet: a 3-D convolution that slides over the channels."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.a(x))
+        return m.fc(pooled(F.relu(m.slide(x.unsqueeze(1)).squeeze(1))))
+
+    slide = nn.Conv3d(1, 1, (3, 1, 1), padding=(1, 0, 0), bias=False)
+    return Net(forward, a=conv_bn(3, 8), slide=slide, fc=head(8))
+
+
 def computed_weights() -> nn.Module:
     """Weights that the model makes of its parameters: signs, and slices."""
 
@@ -418,6 +429,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         recurrent,
         smooth,
         resampled,
+        channel_wise,
         computed_weights,
     )
 }
