@@ -37,22 +37,6 @@ def test_a_scalar_constant_has_rank_0() -> None:
     assert numpy_helper.to_array(b.initializers["c"]).shape == ()
 
 
-def test_packed_weights_take_half_a_byte_and_keep_their_sign() -> None:
-    b = OnnxBuilder()
-    weights = np.array([[-7, 7, 0], [-8, 1, -1]], np.int8)
-    b.packed("w", weights)
-    tensor = b.initializers["w"]
-    assert len(tensor.raw_data) == 3
-    assert np.array_equal(numpy_helper.to_array(tensor).astype(np.int8), weights)
-
-
-def test_an_odd_number_of_packed_weights_ends_in_half_a_byte() -> None:
-    b = OnnxBuilder()
-    b.packed("w", np.array([1, 2, 3], np.int8))
-    assert len(b.initializers["w"].raw_data) == 2
-    assert numpy_helper.to_array(b.initializers["w"]).astype(int).tolist() == [1, 2, 3]
-
-
 def test_a_model_says_who_made_it_for_which_opset() -> None:
     model = doubled()
     assert (model.producer_name, model.producer_version) == ("gdfq-export", __version__)
