@@ -195,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], help="these networks, even if they have results")
     parser.add_argument("--failed", action="store_true", help="those whose result is no full pass, again")
-    parser.add_argument("--results", type=Path, default=Path("build/zoo.jsonl"))
+    parser.add_argument("--results", type=Path, default=Path("docs/zoo.jsonl"))
     parser.add_argument("--table", type=Path, help="write the table of all results and stop")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
