@@ -202,11 +202,7 @@ def provenance(exported: Exported, settings: Settings, fakequant_sha256: str | N
         "tool_version": __version__,
         "model": loaded.name,
         "method": settings.method,
-        "bits": {
-            "weight": settings.bits.weight,
-            "activation": settings.bits.activation,
-            "first_last": settings.bits.first_last,
-        },
+        "bits": dataclasses.asdict(settings.bits),
         "ranges": settings.ranges,
         "seed": settings.seed,
         "target": settings.target,

@@ -39,9 +39,11 @@ class BitWidths:
     weight: int
     activation: int
     first_last: int | None = None  # other width for the first and last layer
+    image: int = 8  # of the input: pixels have 8 bits, and the paper does not round them at all
+    sums: int | None = None  # other width for residual sums
 
     def __post_init__(self) -> None:
-        for value in (self.weight, self.activation, self.first_last):
+        for value in dataclasses.astuple(self):
             if value is not None and not MIN_BITS <= value <= MAX_BITS:
                 raise UsageError(f"{value} bits cannot be had: choose {MIN_BITS} to {MAX_BITS}")
 
@@ -205,6 +207,12 @@ def make_plan(graph: Graph, bits: BitWidths, pixels: tuple[float, float] = (-mat
     if not layers:
         raise UnsupportedModelError("the network has no convolution or linear layer: there is nothing to quantize")
     ends = {layers[0].name, layers[-1].name}
+    widths: dict[str, int] = {}
+    if bits.sums is not None:
+        widths |= {groups.find(absorbed.get(node.name, node.name)): bits.sums for node in nodes if node.op == "add"}
+    if bits.first_last is not None:
+        widths[groups.find(layers[-1].inputs[0])] = bits.first_last
+    widths |= {groups.find(output): OUTPUT_BITS, groups.find(INPUT): bits.image}
     tensors: dict[str, TensorSpec] = {}
     factors: dict[str, float] = {}
     for node in nodes:
@@ -216,9 +224,7 @@ def make_plan(graph: Graph, bits: BitWidths, pixels: tuple[float, float] = (-mat
         factor = factors.get(node.inputs[0], 1.0) if moved else 1.0
         factors[node.name] = factor * node.attributes["value"] if derived else factor
         low, high, reason = bounds[node.name]
-        width = OUTPUT_BITS if group == groups.find(output) else bits.activation
-        if bits.first_last is not None and (group in (groups.find(INPUT), groups.find(layers[-1].inputs[0]))):
-            width = bits.first_last
+        width = widths.get(group, bits.activation)
         symmetry: Symmetry = "affine" if group in signed else "unsigned"
         tensors[node.name] = TensorSpec(node.name, width, symmetry, group, low, high, factors[node.name], reason)
     weights = {}

@@ -71,6 +71,10 @@ def quantize(
     weight_bits: Annotated[int | None, typer.Option(help="Width of weights alone.")] = None,
     act_bits: Annotated[int | None, typer.Option(help="Width of activations alone.")] = None,
     first_last: Annotated[int | None, typer.Option(help="Other width for the first and the last layer.")] = None,
+    image_bits: Annotated[int, typer.Option(help="Width of the input image, whose pixels have 8 bits.")] = 8,
+    sum_bits: Annotated[
+        int | None, typer.Option(help="Other width for residual sums, like 8 for 3-bit activations.")
+    ] = None,
     method: Annotated[str, typer.Option(help=f"How to quantize: {', '.join(METHOD_NAMES)}.")] = "gdfq",
     preset: Annotated[str, typer.Option(help=f"How long to train: {', '.join(PRESETS)}.")] = "fast",
     budget: Annotated[str | None, typer.Option(help="Time to spend, like 90s, 10m or 1h.")] = None,
@@ -207,6 +211,8 @@ def quantize(
         "weight": default if weight_bits is None else weight_bits,
         "activation": default if act_bits is None else act_bits,
         "first_last": first_last,
+        "image": image_bits,
+        "sums": sum_bits,
     }
     for width in widths.values():
         if width is not None and not 2 <= width <= 8:

@@ -170,7 +170,27 @@ def test_logits_of_a_linear_layer_are_not_rounded() -> None:
 
 def test_logits_that_are_rounded_keep_8_bits() -> None:
     plan = plan_of(("a", "conv", (INPUT,)), ("b", "conv", ("a",)), ("mean", "global_avg_pool", ("b",)), bits=W4A4)
-    assert [plan.tensors[name].bits for name in (INPUT, "a", "b", "mean")] == [4, 4, 4, 8]
+    assert [plan.tensors[name].bits for name in (INPUT, "a", "b", "mean")] == [8, 4, 4, 8]
+
+
+def test_the_image_keeps_the_8_bits_of_its_pixels_unless_told_otherwise() -> None:
+    steps = (("a", "conv", (INPUT,)), ("b", "conv", ("a",)))
+    assert plan_of(*steps, bits=W4A4).tensors[INPUT].bits == 8
+    assert plan_of(*steps, bits=BitWidths(4, 4, image=4)).tensors[INPUT].bits == 4
+
+
+def test_residual_sums_take_their_own_width() -> None:
+    steps = (
+        ("a", "conv", (INPUT,)),
+        ("b", "conv", ("a",)),
+        ("first", "add", ("a", "b")),
+        ("relu", "relu", ("first",)),
+        ("second", "add", ("relu", "a")),
+        ("mean", "global_avg_pool", ("second",)),
+        ("fc", "linear", ("mean",)),
+    )
+    plan = plan_of(*steps, bits=BitWidths(4, 3, sums=8))
+    assert [plan.tensors[name].bits for name in ("a", "b", "relu", "second", "mean")] == [3, 3, 8, 8, 3]
 
 
 def test_first_and_last_layer_take_their_own_width() -> None:
@@ -236,7 +256,7 @@ def test_what_moves_codes_has_a_source_in_its_group(name: str) -> None:
 def test_the_table_has_a_row_for_each_tensor_and_two_for_each_layer() -> None:
     plan = plan_of(("conv", "conv", (INPUT,)), ("act", "relu", ("conv",)), bits=W4A4)
     kinds = [row[:3] for row in plan.rows()]
-    expected = [(INPUT, "tensor", "4"), ("act", "tensor", "8"), ("conv", "weight", "4"), ("conv", "bias", "32")]
+    expected = [(INPUT, "tensor", "8"), ("act", "tensor", "8"), ("conv", "weight", "4"), ("conv", "bias", "32")]
     assert kinds == expected
 
 
