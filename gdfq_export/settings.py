@@ -43,9 +43,11 @@ class Distillation:
     images: int
     batch: int
     steps: int
-    lr: float = 0.25
+    lr: float = 0.3
     shift: int = 3  # pixels that the batch is moved by before each step
-    label_weight: float = 1.0  # of the cross-entropy
+    label_weight: float = 0.1  # of the cross-entropy
+    falloff: float = 1.5  # power of the frequency by which amplitudes fall
+    contrast: float = 0.15  # deviation of a pixel at the start, as a share of its range
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,16 @@ import torch
 from small_networks import captured
 
 from gdfq_export.checkpoint import Checkpoint
-from gdfq_export.distilled import FEWEST, FEWEST_STEPS, IMAGES_STAGE, distil_batch, distil_images, fit_to_time, jitter
+from gdfq_export.distilled import (
+    FEWEST,
+    FEWEST_STEPS,
+    IMAGES_STAGE,
+    Waves,
+    distil_batch,
+    distil_images,
+    fit_to_time,
+    jitter,
+)
 from gdfq_export.errors import DivergedError
 from gdfq_export.generator import ImageSpec
 from gdfq_export.graph import Graph
@@ -53,6 +62,47 @@ def test_the_same_seed_makes_the_same_images() -> None:
     runs = [distil_images(teacher(), SPEC, dataclasses.replace(SHORT, steps=3), seed, silent) for seed in (0, 0, 1)]
     assert torch.equal(runs[0].pixels, runs[1].pixels)
     assert not torch.equal(runs[0].pixels, runs[2].pixels)
+
+
+def of_shape(*shape: int) -> ImageSpec:
+    return ImageSpec(shape, (-2.0,) * shape[0], (2.0,) * shape[0])
+
+
+@pytest.mark.parametrize("size", [(32, 32), (17, 9), (8, 31)])
+def test_images_start_with_the_contrast_that_was_asked_for(size: tuple[int, int]) -> None:
+    waves = Waves(of_shape(1, *size), dataclasses.replace(SHORT, contrast=0.1), "cpu")
+    images = waves.image(torch.randn(2000, *waves.shape, generator=torch.Generator().manual_seed(0)))
+    assert float(images.std()) == pytest.approx(0.1 * 4.0, rel=0.03)
+
+
+def test_neighbouring_pixels_are_alike_where_amplitudes_fall_with_the_frequency() -> None:
+    likeness = []
+    for falloff in (0.0, 1.0, 2.0):
+        waves = Waves(of_shape(1, 16, 16), dataclasses.replace(SHORT, falloff=falloff), "cpu")
+        x = waves.image(torch.randn(200, *waves.shape, generator=torch.Generator().manual_seed(0)))
+        likeness.append(float((x[..., 1:] * x[..., :-1]).mean() / x.square().mean()))
+    assert abs(likeness[0]) < 0.1
+    assert likeness[0] + 0.3 < likeness[1] < likeness[2] - 0.1
+
+
+def test_the_three_colours_of_a_pixel_are_alike_and_other_channels_are_not() -> None:
+    for channels, least, most in ((3, 0.8, 1.0), (4, -0.1, 0.1)):
+        waves = Waves(of_shape(channels, 16, 16), SHORT, "cpu")
+        x = waves.image(torch.randn(400, *waves.shape, generator=torch.Generator().manual_seed(0)))
+        alike = torch.corrcoef(x.movedim(1, 0).flatten(1))[0, 1]
+        assert least < float(alike) < most
+
+
+def test_a_pixel_beyond_white_learns_only_to_come_back() -> None:
+    waves = Waves(of_shape(1, 4, 4), SHORT, "cpu")
+    z = torch.zeros(1, *waves.shape)
+    z[0, 0, 0, 0, 0] = 1e3
+    z.requires_grad_(True)
+    (darker,) = torch.autograd.grad(waves.image(z).sum(), z)
+    (brighter,) = torch.autograd.grad(-waves.image(z).sum(), z)
+    assert float(waves.image(z).detach().amin()) == 2.0
+    assert float(darker.abs().sum()) > 0.0
+    assert float(brighter.abs().sum()) == 0.0
 
 
 def test_jitter_only_moves_and_mirrors() -> None:
