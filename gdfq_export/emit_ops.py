@@ -72,7 +72,8 @@ def _pad(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str,
 
 def _pad_channels(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
     pads = b.constant(f"{node.name}/pads", [0, 0, 0, 0, 0, node.attributes["count"], 0, 0], np.int64)
-    return b.add("Pad", [x[0], pads, p["value"]], out)
+    value = p.get("value") or b.constant(f"{node.name}/value", 0.0, np.float32)
+    return b.add("Pad", [x[0], pads, value], out)
 
 
 def _reshape(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
