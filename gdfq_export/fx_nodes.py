@@ -51,10 +51,15 @@ def operator_name(node: fx.Node) -> str:
     return str(node.target).removeprefix("aten.").split(".")[0]
 
 
+def module_path(node: fx.Node) -> str:
+    """Path of the module that made this node; empty for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
 def place_of(node: fx.Node) -> str:
     """Module path and source line of the user's code that made this node."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = list(stack.values())[-1][0] if stack else ""
+    path = module_path(node)
     lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     source = f"{lines[-1][0].rsplit('/', 1)[-1]}:{lines[-1][1]}" if lines else ""
     return f"{path or 'the model'} ({source})" if source else path or "the model"

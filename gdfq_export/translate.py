@@ -7,7 +7,7 @@ and its place in the user's module; nothing is skipped silently.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,164 +16,183 @@ from torch.export import ExportedProgram
 
 from gdfq_export.aten_rules import ROLES, RULES
 from gdfq_export.errors import UnsupportedModelError
-from gdfq_export.fx_nodes import Arguments, operator_name, place_of, shape_of, unsupported, value_of
+from gdfq_export.fx_nodes import Arguments, module_path, operator_name, place_of, shape_of, unsupported, value_of
 from gdfq_export.graph import INPUT, OUTPUT, Graph, Node, rebuild
-
-
-class _Names:
-    """Names of tensors: the module's path where there is one, made unique."""
-
-    def __init__(self) -> None:
-        self.taken: set[str] = {INPUT, OUTPUT}
-
-    def __call__(self, node: fx.Node, op: str) -> str:
-        stack = node.meta.get("nn_module_stack") or {}
-        path = list(stack.values())[-1][0] if stack else ""
-        base = path if op in ROLES and path else f"{path}.{op}" if path else op
-        name, count = base, 1
-        while name in self.taken:
-            name, count = f"{base}_{count}", count + 1
-        self.taken.add(name)
-        return name
-
-
-def graph_from_program(program: ExportedProgram) -> Graph:
-    """Translates a functional program; the only result must be one batch of logits."""
-    signature = program.graph_signature
-    parameters: dict[str, torch.Tensor] = {}
-    tensors: dict[str, str] = {}  # FX name -> tensor name
-    keys: dict[str, str] = {}  # FX name of a placeholder -> key of the parameter
-    nodes: list[Node] = []
-    names = _Names()
-    state = {**program.state_dict, **program.constants}
-    targets = {
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
-    if len(signature.user_inputs) != 1:
-        raise UnsupportedModelError(
-            f"the model takes {len(signature.user_inputs)} inputs, but a classifier takes one batch of images"
-        )
-
-    def hold(node: fx.Node, value: torch.Tensor) -> None:
-        """Keeps what the model computes from its parameters alone as a parameter of its own."""
-        key = f"{place_of(node).split(' ')[0]}.{node.name}"
-        parameters[key], keys[node.name] = value.detach().clone(), key
-
-    def tensor_name(argument: fx.Node) -> str:
-        """The tensor's name; a parameter used as data becomes a constant node."""
-        if argument.name not in tensors:
-            key = keys[argument.name]
-            value = parameters[key]
-            name = f"{key}.value"
-            nodes.append(Node(name, "constant", (), tuple(value.shape), {}, {"value": key}, key))
-            tensors[argument.name] = name
-        return tensors[argument.name]
-
-    batch: Any = None
-    splits: dict[str, tuple[fx.Node, list[int], int]] = {}
-    for fx_node in program.graph.nodes:
-        if fx_node.op == "placeholder":
-            if fx_node.name in targets:
-                key = targets[fx_node.name]
-                if key not in state:
-                    continue  # num_batches_tracked and the like, never read
-                parameters[key] = state[key].detach().clone()
-                keys[fx_node.name] = key
-            else:
-                tensors[fx_node.name] = INPUT
-                batch = value_of(fx_node).shape[0]
-                nodes.append(Node(INPUT, "input", (), shape_of(fx_node)))
-            continue
-        if fx_node.op == "output":
-            results = [value for value in fx_node.args[0] if isinstance(value, fx.Node)]
-            if len(results) != 1:
-                raise UnsupportedModelError(
-                    f"the model returns {len(results)} tensors, but a classifier returns one batch of logits: "
-                    "wrap it in a module that returns only those"
-                )
-            if results[0].name not in tensors:
-                raise UnsupportedModelError("the model returns a parameter, which does not depend on its input")
-            return _finish(nodes, parameters, tensors[results[0].name])
-        fixed = _constant_value(fx_node, {name: parameters[key] for name, key in keys.items()})
-        if fixed is not None:
-            hold(fx_node, fixed)
-            continue
-        if not isinstance(value_of(fx_node), torch.Tensor) or fx_node.target is operator.getitem:
-            if fx_node.target is operator.getitem:
-                source, index = fx_node.args
-                if source.name in splits:
-                    origin, sizes, axis = splits[source.name]
-                    start = sum(sizes[:index])
-                    attributes = {"axis": axis, "start": start, "end": start + sizes[index], "step": 1}
-                    name = names(fx_node, "slice")
-                    nodes.append(
-                        Node(name, "slice", (tensor_name(origin),), shape_of(fx_node), attributes, {}, place_of(source))
-                    )
-                    tensors[fx_node.name] = name
-                elif index == 0:  # the first result of an operator that returns several
-                    tensors[fx_node.name] = tensors[source.name]
-                else:
-                    raise unsupported(source, f"its result number {index} in use")
-                continue
-            if not isinstance(value_of(fx_node), (tuple, list)):
-                continue  # arithmetic on the batch size
-        op_name = operator_name(fx_node)
-        if op_name not in RULES:
-            raise UnsupportedModelError(
-                f"operator {op_name} at {place_of(fx_node)} is not supported: "
-                "replace it in the model, or open an issue with the model's code"
-            )
-        arguments = Arguments(fx_node)
-        try:
-            op, attributes = RULES[op_name](arguments)
-        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
-            raise unsupported(fx_node, "these arguments") from error
-        if op == "identity":
-            tensors[fx_node.name] = tensor_name(fx_node.all_input_nodes[0])
-            continue
-        if op == "split":
-            axis = attributes["dim"] % (len(arguments.in_shape) + 1)
-            sizes = [int(part.shape[axis]) for part in fx_node.meta["val"]]
-            splits[fx_node.name] = (fx_node.all_input_nodes[0], sizes, axis)
-            continue
-        data, roles = ROLES.get(op, (None, {}))
-        if data is not None:
-            inputs = [tensor_name(arguments[data])]
-            held = {role: arguments[name] for role, name in roles.items() if arguments[name] is not None}
-            if any(value.name not in keys for value in held.values()):
-                raise unsupported(fx_node, "weights that are computed by the model")
-            roles_to_keys = {role: keys[value.name] for role, value in held.items()}
-        else:
-            values = _tensor_arguments(fx_node)
-            inputs, roles_to_keys = [tensor_name(value) for value in values], {}
-        _check_batch(fx_node, batch)
-        name = names(fx_node, op)
-        nodes.append(Node(name, op, tuple(inputs), shape_of(fx_node), attributes, roles_to_keys, place_of(fx_node)))
-        tensors[fx_node.name] = name
-    raise AssertionError("a program without output")
-
 
 FILLED = {"zeros_like": 0.0, "new_zeros": 0.0, "zeros": 0.0, "ones_like": 1.0, "new_ones": 1.0, "ones": 1.0}
 
 
-def _constant_value(node: fx.Node, known: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    """What a node computes from parameters alone, or of the batch's size alone (as a batch of one); None otherwise."""
-    value = value_of(node)
-    if node.op != "call_function" or not isinstance(value, torch.Tensor):
-        return None
-    name = operator_name(node)
-    if name in FILLED and value.ndim and not isinstance(value.shape[0], int):
-        return torch.full((1, *shape_of(node)), FILLED[name])
-    if any(source.name not in known for source in node.all_input_nodes) or node.target is operator.getitem:
-        return None
+def graph_from_program(program: ExportedProgram) -> Graph:
+    """Translates a functional program; the only result must be one batch of logits."""
+    count = len(program.graph_signature.user_inputs)
+    if count != 1:
+        raise UnsupportedModelError(f"the model takes {count} inputs, but a classifier takes one batch of images")
+    translation = _Translation(program)
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            translation.read_placeholder(node)
+        elif node.op == "output":
+            return translation.finish(node)
+        else:
+            translation.read_call(node)
+    raise AssertionError("a program without output")
 
-    def look_up(argument: fx.Node) -> torch.Tensor:
-        return known[argument.name]
 
-    result = node.target(*fx.map_arg(node.args, look_up), **fx.map_arg(node.kwargs, look_up))  # type: ignore[operator]
-    return result if isinstance(result, torch.Tensor) else None
+class _Translation:
+    """The graph as far as the program has been read."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        signature = program.graph_signature
+        self.state = {**program.state_dict, **program.constants}
+        self.targets = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        self.nodes: list[Node] = []
+        self.parameters: dict[str, torch.Tensor] = {}
+        self.keys: dict[str, str] = {}  # FX name of what is constant -> key of the parameter
+        self.tensors: dict[str, str] = {}  # FX name -> tensor name
+        self.splits: dict[str, tuple[fx.Node, list[int], int]] = {}  # FX name -> data, sizes and axis
+        self.names = {INPUT, OUTPUT}
+        self.batch: Any = None
+
+    def read_placeholder(self, node: fx.Node) -> None:
+        """The images, or a parameter."""
+        if node.name not in self.targets:
+            self.tensors[node.name] = INPUT
+            self.batch = value_of(node).shape[0]
+            self.nodes.append(Node(INPUT, "input", (), shape_of(node)))
+        elif self.targets[node.name] in self.state:  # all but num_batches_tracked and the like, never read
+            self._hold(node, self.targets[node.name], self.state[self.targets[node.name]])
+
+    def read_call(self, node: fx.Node) -> None:
+        """An operator, one of several results of one, or arithmetic on the batch size, which leaves nothing."""
+        fixed = self._constant_value(node)
+        if fixed is not None:
+            self._hold(node, f"{place_of(node).split(' ')[0]}.{node.name}", fixed)
+        elif node.target is operator.getitem:
+            self._read_result(node)
+        elif isinstance(value_of(node), (torch.Tensor, tuple, list)):
+            self._read_operator(node)
+
+    def finish(self, node: fx.Node) -> Graph:
+        """The graph whose only result is what `node`, the program's output, returns."""
+        results = [value for value in node.args[0] if isinstance(value, fx.Node)]  # type: ignore[union-attr]
+        if len(results) != 1:
+            raise UnsupportedModelError(
+                f"the model returns {len(results)} tensors, but a classifier returns one batch of logits: "
+                "wrap it in a module that returns only those"
+            )
+        if results[0].name not in self.tensors:
+            raise UnsupportedModelError("the model returns a parameter, which does not depend on its input")
+        inputs = [node for node in self.nodes if node.op == INPUT]
+        if not inputs:
+            raise UnsupportedModelError("the model does not use its input")
+        ordered = inputs + [node for node in self.nodes if node.op != INPUT]
+        return rebuild(Graph(tuple(ordered), self.parameters, self.tensors[results[0].name]), ordered)
+
+    def _read_operator(self, node: fx.Node) -> None:
+        aten = operator_name(node)
+        if aten not in RULES:
+            raise UnsupportedModelError(
+                f"operator {aten} at {place_of(node)} is not supported: "
+                "replace it in the model, or open an issue with the model's code"
+            )
+        arguments = Arguments(node)
+        try:
+            op, attributes = RULES[aten](arguments)
+        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+            raise unsupported(node, "these arguments") from error
+        if op == "identity":
+            self.tensors[node.name] = self._tensor_name(node.all_input_nodes[0])
+            return
+        if op == "split":
+            axis = attributes["dim"] % (len(arguments.in_shape) + 1)
+            sizes = [int(part.shape[axis]) for part in value_of(node)]
+            self.splits[node.name] = (node.all_input_nodes[0], sizes, axis)
+            return
+        data, roles = ROLES.get(op, (None, {}))
+        if data is None:
+            inputs, parameters = [self._tensor_name(value) for value in _tensor_arguments(node)], {}
+        else:
+            inputs = [self._tensor_name(arguments[data])]
+            held = {role: arguments[name] for role, name in roles.items() if arguments[name] is not None}
+            if any(value.name not in self.keys for value in held.values()):
+                raise unsupported(node, "weights that are computed by the model")
+            parameters = {role: self.keys[value.name] for role, value in held.items()}
+        _check_batch(node, self.batch)
+        self._add(node, op, inputs, attributes, parameters, place_of(node))
+
+    def _read_result(self, node: fx.Node) -> None:
+        """One of several results of an operator: a slice of what was split, or the first."""
+        source, index = node.args
+        assert isinstance(source, fx.Node)
+        assert isinstance(index, int)
+        if source.name in self.splits:
+            origin, sizes, axis = self.splits[source.name]
+            start = sum(sizes[:index])
+            attributes = {"axis": axis, "start": start, "end": start + sizes[index], "step": 1}
+            self._add(node, "slice", [self._tensor_name(origin)], attributes, {}, place_of(source))
+        elif index == 0:
+            self.tensors[node.name] = self.tensors[source.name]
+        else:
+            raise unsupported(source, f"its result number {index} in use")
+
+    def _add(
+        self,
+        node: fx.Node,
+        op: str,
+        inputs: Sequence[str],
+        attributes: Mapping[str, Any],
+        parameters: Mapping[str, str],
+        place: str,
+    ) -> None:
+        name = self._unused_name(node, op)
+        self.nodes.append(Node(name, op, tuple(inputs), shape_of(node), attributes, parameters, place))
+        self.tensors[node.name] = name
+
+    def _unused_name(self, node: fx.Node, op: str) -> str:
+        """The module's path where there is one, made unique."""
+        path = module_path(node)
+        base = path if op in ROLES and path else f"{path}.{op}" if path else op
+        name, count = base, 1
+        while name in self.names:
+            name, count = f"{base}_{count}", count + 1
+        self.names.add(name)
+        return name
+
+    def _hold(self, node: fx.Node, key: str, value: torch.Tensor) -> None:
+        """Keeps a parameter, or what the model computes from its parameters alone."""
+        self.parameters[key], self.keys[node.name] = value.detach().clone(), key
+
+    def _tensor_name(self, argument: fx.Node) -> str:
+        """The tensor's name; a parameter used as data becomes a constant node."""
+        if argument.name not in self.tensors:
+            key = self.keys[argument.name]
+            name = f"{key}.value"
+            shape = tuple(self.parameters[key].shape)
+            self.nodes.append(Node(name, "constant", (), shape, {}, {"value": key}, key))
+            self.tensors[argument.name] = name
+        return self.tensors[argument.name]
+
+    def _constant_value(self, node: fx.Node) -> torch.Tensor | None:
+        """What a node computes from parameters, or of the batch's size (as a batch of one), alone; None otherwise."""
+        value = value_of(node)
+        if node.op != "call_function" or not isinstance(value, torch.Tensor):
+            return None
+        name = operator_name(node)
+        if name in FILLED and value.ndim and not isinstance(value.shape[0], int):
+            return torch.full((1, *shape_of(node)), FILLED[name])
+        if any(source.name not in self.keys for source in node.all_input_nodes) or node.target is operator.getitem:
+            return None
+
+        def look_up(argument: fx.Node) -> torch.Tensor:
+            return self.parameters[self.keys[argument.name]]
+
+        arguments, options = fx.map_arg(node.args, look_up), fx.map_arg(node.kwargs, look_up)
+        result = node.target(*arguments, **options)  # type: ignore[operator]
+        return result if isinstance(result, torch.Tensor) else None
 
 
 def _tensor_arguments(node: fx.Node) -> list[fx.Node]:
@@ -190,11 +209,3 @@ def _check_batch(node: fx.Node, batch: Any) -> None:
     value = value[0] if isinstance(value, (tuple, list)) else value
     if value.ndim == 0 or isinstance(value.shape[0], int) or str(value.shape[0]) != str(batch):
         raise unsupported(node, f"a result of shape {list(value.shape)}, whose first axis is not the batch")
-
-
-def _finish(nodes: list[Node], parameters: dict[str, torch.Tensor], output: str) -> Graph:
-    inputs = [node for node in nodes if node.op == INPUT]
-    if not inputs:
-        raise UnsupportedModelError("the model does not use its input")
-    ordered = inputs + [node for node in nodes if node.op != INPUT]
-    return rebuild(Graph(tuple(ordered), parameters, output), ordered)
