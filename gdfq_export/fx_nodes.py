@@ -47,8 +47,9 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 
 def operator_name(node: fx.Node) -> str:
-    """The ATen operator without namespace and overload: `aten.add.Tensor` is `add`."""
-    return str(node.target).removeprefix("aten.").split(".")[0]
+    """The operator without overload, and without namespace where it is ATen's: `aten.add.Tensor` is `add`."""
+    name = str(node.target).removeprefix("aten.")
+    return name.rpartition(".")[0] or name
 
 
 def module_path(node: fx.Node) -> str:

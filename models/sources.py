@@ -21,6 +21,7 @@ from gdfq_export.models.programs import program_input_size, program_num_classes,
 from gdfq_export.models.random_weights import has_untouched_statistics, set_batch_norm_statistics
 from gdfq_export.models.state import fit_state, read_state, sha256_of
 from gdfq_export.models.table import NORMALISATIONS, ModelEntry, find_model
+from gdfq_export.refusals import check_module
 
 EMBEDDED_FOLDER = Path(__file__).parent / "weights"
 DEFAULT_INPUT_SIZE = (3, 224, 224)
@@ -136,6 +137,7 @@ def _load_factory(spec: str, asked: _Request) -> LoadedModel:
     state = None if asked.weights is None else read_state(asked.weights)
     mean, std = _normalisation(asked, size[0], NORMALISATIONS["imagenet"])
     module = module_from_factory(spec, asked.seed)
+    check_module(module)  # before it runs: what is refused here fails in many ways
     _check_size(module, size, spec)
     _say_assumptions(spec, asked)
     source = "factory"

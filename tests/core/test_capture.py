@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from small_networks import NETWORKS, SHAPE, Net, captured, head, images, network, pooled, randomize, shape_of
@@ -103,9 +105,27 @@ def test_two_results_are_refused() -> None:
     assert "returns 2 tensors" in refusal(classifier(lambda m, x: (pooled(m.conv(x)), x)))
 
 
-def test_a_branch_on_the_data_is_refused() -> None:
-    model = classifier(lambda m, x: m.fc(pooled(m.conv(x))) if x.sum() > 0 else pooled(x))
-    assert "depends on the values" in refusal(model)
+DATA_DEPENDENT: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "branch": lambda m, x: m.fc(pooled(m.conv(x))) if x.sum() > 0 else pooled(x),
+    "loop": lambda m, x: m.fc(pooled(x[:, :, : max(row for row in range(8) if x[0, 0, row, 0] <= x.max())])),
+    "shape": lambda m, x: m.fc(pooled(m.conv(x)))[:, : int(x.sum())],
+}
+
+
+@pytest.mark.parametrize("what", DATA_DEPENDENT)
+def test_what_depends_on_the_data_is_refused_with_its_place(what: str) -> None:
+    message = refusal(classifier(DATA_DEPENDENT[what]))
+    assert "at the model (test_capture.py:" in message
+    assert "depends on the values" in message
+
+
+def test_a_choice_by_a_mask_is_refused_by_name() -> None:
+    assert "operator nonzero at the model" in refusal(classifier(lambda m, x: x.nonzero()))
+
+
+def test_modules_that_are_no_longer_python_are_refused() -> None:
+    assert "TorchScript" in refusal(torch.jit.trace(classifier(), torch.zeros(2, *SHAPE)))
+    assert "pass the .pt2 file" in refusal(export_program(classifier(), SHAPE).module())
 
 
 def test_a_fixed_batch_size_is_refused() -> None:
