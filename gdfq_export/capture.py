@@ -13,10 +13,11 @@ import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from gdfq_export.errors import UnsupportedModelError
 from gdfq_export.graph import Graph
@@ -29,13 +30,16 @@ def export_program(model: nn.Module, input_shape: Sequence[int]) -> ExportedProg
     check_module(model)
     model.eval()
     example = torch.zeros(2, *input_shape)
+    # By tensor, because what wraps a network (torch.compile, DataParallel) has no name for its argument.
+    shapes: Any = ShapesCollection()  # type: ignore[no-untyped-call]
+    shapes[example] = {0: Dim("batch", min=1)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level = logging.getLogger("torch").level
         logging.getLogger("torch").setLevel(logging.CRITICAL)
         try:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # pages about what failed
-                return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+                return torch.export.export(model, (example,), dynamic_shapes=shapes)
         except Exception as error:
             raise _explained(error, input_shape) from error
         finally:

@@ -143,6 +143,12 @@ def test_a_model_that_raises_is_refused_with_its_own_words() -> None:
     assert "no such thing" in refusal(Net(forward))
 
 
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_a_wrapped_network_is_captured_like_the_module_in_it(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model, x = classifier(), images()
+    assert torch.equal(FloatProgram(capture(wrap(model), SHAPE))(x), FloatProgram(capture(model, SHAPE))(x))
+
+
 def test_an_exported_program_is_captured_like_the_module_it_came_from() -> None:
     model = classifier()
     x = images()
