@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.ao.quantization.fx._decomposed  # registers its operators
-from small_networks import SHAPE, integer_model
+from network_parts import SHAPE
+from stages import integer_model
 from test_capture import refusal
 from torch import Tensor, nn
 from torch.ao import quantization

@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small_networks import NETWORKS, SHAPE, Net, captured, head, images, network, pooled, randomize, shape_of
+from network_parts import SHAPE, Net, head, pooled, randomize
+from small_networks import NETWORKS, shape_of
+from stages import captured, images, network
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
@@ -88,7 +90,7 @@ def test_a_constant_tensor_of_the_model_becomes_a_constant() -> None:
 def test_an_unknown_operator_is_named_with_its_place() -> None:
     message = refusal(classifier(lambda m, x: m.fc(torch.cumsum(pooled(m.conv(x)), 1))))
     assert "operator cumsum" in message
-    assert "test_capture.py" in message or "small_networks.py" in message
+    assert "test_capture.py" in message or "network_parts.py" in message
 
 
 def test_an_unknown_operator_in_a_submodule_is_named_with_the_submodules_path() -> None:
