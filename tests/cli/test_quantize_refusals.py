@@ -166,9 +166,31 @@ def test_an_unsupported_operator_is_named_with_its_place(
     assert code == 3
     assert "sort" in text
     assert "net.py" in text
-    code, text = fails([*build(folder, "two"), "--out", str(tmp_path / "x.onnx")], capsys)
-    assert code in (2, 3)
-    assert "input" in text
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("two", "takes more than one input"),
+        ("shape", "a shape or a branch at the model (net.py:"),
+        ("branch", "a shape or a branch at the model (net.py:"),
+        ("quantized", "already quantized, or prepared for it (torch.ao.nn.quantized.modules.conv.Conv2d at 0)"),
+    ],
+)
+def test_a_network_that_cannot_be_captured_is_not_supported(
+    factory: str, words: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = fails([*build(folder, factory), "--out", str(tmp_path / "x.onnx")], capsys)
+    assert (code, words in text) == (3, True), text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_that_is_already_quantized_is_not_supported(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["quantize", "--model", str(folder / "model.fakequant.pt2"), "--out", str(tmp_path / "x.onnx")]
+    code, text = fails(words, capsys)
+    assert (code, "already quantized" in text) == (3, True), text
 
 
 def test_cuda_without_a_gpu_is_a_usage_error(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

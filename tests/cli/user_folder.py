@@ -43,6 +43,24 @@ class Two(nn.Module):
 
 def two():
     return Two()
+
+class Chooses(nn.Module):
+    def __init__(self, choose):
+        super().__init__()
+        self.net, self.choose = build(), choose
+    def forward(self, x):
+        return self.choose(self.net(x))
+
+def shape():
+    return Chooses(lambda logits: logits[:, : int(logits.argmax())])
+
+def branch():
+    return Chooses(lambda logits: logits if logits.sum() > 0 else -logits)
+
+def quantized():
+    model = build().eval()
+    model.qconfig = torch.ao.quantization.default_qconfig
+    return torch.ao.quantization.convert(torch.ao.quantization.prepare(model))
 """
 SIZE = ["--input-size", "3x16x16", "--mean", "0.5", "--std", "0.5"]
 
