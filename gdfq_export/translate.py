@@ -1,550 +1,198 @@
-"""Functional ATen program -> graph in our vocabulary, one small rule for each ATen operator.
+"""Functional ATen program -> graph in our vocabulary.
 
-A rule gets the FX node and says what it means. An operator without a rule is an error that names it and its place
-in the user's module; nothing is skipped silently.
+A rule (`aten_rules.py`) gets the FX node and says what it means. An operator without a rule is an error that names it
+and its place in the user's module; nothing is skipped silently.
 """
 
 from __future__ import annotations
 
-import math
 import operator
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 from torch.export import ExportedProgram
-from torch.nn import functional as F
 
+from gdfq_export.aten_rules import ROLES, RULES
 from gdfq_export.errors import UnsupportedModelError
+from gdfq_export.fx_nodes import Arguments, module_path, operator_name, place_of, shape_of, unsupported, value_of
 from gdfq_export.graph import INPUT, OUTPUT, Graph, Node, rebuild
-from gdfq_export.ops import MOST_TERMS
-
-Meaning = tuple[str, dict[str, Any]]  # operation and attributes
-Rule = Callable[["Arguments"], Meaning]
-
-
-class Arguments:
-    """The arguments of an FX node by schema name, with defaults filled in."""
-
-    def __init__(self, node: fx.Node) -> None:
-        schema = node.target._schema  # type: ignore[union-attr]
-        self.node = node
-        self.values = {argument.name: argument.default_value for argument in schema.arguments}
-        self.values.update(zip((argument.name for argument in schema.arguments), node.args, strict=False))
-        self.values.update(node.kwargs)
-
-    def __getitem__(self, name: str) -> Any:
-        return self.values[name]
-
-    @property
-    def in_shape(self) -> tuple[int, ...]:
-        """Shape of the first tensor argument, without the batch."""
-        return _shape(self.node.all_input_nodes[0])
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        """Shape of the result, without the batch."""
-        return _shape(self.node)
-
-
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    value = node.meta["val"]
-    value = value[0] if isinstance(value, (tuple, list)) else value
-    return tuple(int(size) for size in value.shape[1:])
-
-
-def _tuple(value: Any, rank: int) -> tuple[int, ...]:
-    """A scalar or short list as one integer for each axis."""
-    values = [value] if isinstance(value, int) else [int(v) for v in value]
-    return tuple(values * rank if len(values) == 1 else values)
-
-
-def _window(a: Arguments, kernel: str = "kernel_size") -> dict[str, Any]:
-    rank = len(a.in_shape) - 1
-    size = _tuple(a[kernel], rank)
-    stride = _tuple(a["stride"], rank) if a["stride"] else size
-    padding = _tuple(a["padding"], rank)
-    return {"kernel": size, "stride": stride, "pads": padding + padding}
-
-
-def _conv(a: Arguments) -> Meaning:
-    rank = len(a.in_shape) - 1
-    dilation = _tuple(a["dilation"], rank)
-    if isinstance(a["padding"], str):
-        kernel = _shape(a["weight"])[1:]
-        total = [0 if a["padding"] == "valid" else d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        pads = tuple(t // 2 for t in total) + tuple(t - t // 2 for t in total)
-    else:
-        pads = _tuple(a["padding"], rank) * 2
-    return "conv", {
-        "stride": _tuple(a["stride"], rank),
-        "pads": pads,
-        "dilation": dilation,
-        "groups": int(a["groups"]),
-    }
-
-
-def _max_pool(a: Arguments) -> Meaning:
-    window = _window(a)
-    rank = len(window["kernel"])
-    window["dilation"] = _tuple(a["dilation"], rank)
-    begin, end = list(window["pads"][:rank]), list(window["pads"][rank:])
-    if a["ceil_mode"]:  # the same windows in floor mode need more padding behind
-        for i in range(rank):
-            reach = (a.out_shape[1 + i] - 1) * window["stride"][i] + window["dilation"][i] * (window["kernel"][i] - 1)
-            end[i] = max(end[i], reach + 1 - a.in_shape[1 + i] - begin[i])
-    window["pads"] = tuple(begin + end)
-    return "max_pool", window
-
-
-def _avg_pool(a: Arguments) -> Meaning:
-    window = _window(a)
-    if a["divisor_override"] is not None:
-        raise _unsupported(a.node, "its divisor_override")
-    if window["kernel"] == a.in_shape[1:] and not any(window["pads"]):
-        return "global_avg_pool", {}
-    reaches = zip(a.in_shape[1:], window["kernel"], window["stride"], window["pads"], strict=False)
-    over = any((size + 2 * pad - kernel) % stride for size, kernel, stride, pad in reaches)
-    ceil = bool(a["ceil_mode"]) and over
-    if ceil and a["count_include_pad"]:  # the runtime's integer kernel divides by the full window
-        axes = iter(zip(window["kernel"], window["stride"], window["pads"], strict=False))
-        return _resample(a.in_shape[1:], a.out_shape[1:], lambda x, out: F.avg_pool1d(x, *next(axes), ceil_mode=True))
-    return "avg_pool", {**window, "ceil": ceil, "count_include_pad": bool(a["count_include_pad"])}
-
-
-def _adaptive_avg_pool(a: Arguments) -> Meaning:
-    sizes, goal = a.in_shape[1:], a.out_shape[1:]
-    if all(size == 1 for size in goal):
-        return "global_avg_pool", {}
-    if sizes == goal:
-        return "identity", {}
-    if any(size % out for size, out in zip(sizes, goal, strict=True)):
-        return _resample(sizes, goal, lambda x, out: F.adaptive_avg_pool1d(x, out))
-    kernel = tuple(size // out for size, out in zip(sizes, goal, strict=True))
-    pads = (0,) * (2 * len(kernel))
-    return "avg_pool", {"kernel": kernel, "stride": kernel, "pads": pads, "ceil": False, "count_include_pad": True}
-
-
-def _resample(sizes: Sequence[int], goal: Sequence[int], along: Callable[[torch.Tensor, int], torch.Tensor]) -> Meaning:
-    """A linear map of space that treats its axes apart, as one matrix (out, in) for each.
-
-    `along` is the operation on one axis of (rows, 1, size); what it makes of the unit vectors is the matrix.
-    """
-    pairs = zip(sizes, goal, strict=True)
-    matrices = tuple(along(torch.eye(size)[:, None], out)[:, 0].T.contiguous() for size, out in pairs)
-    return "resample", {"matrices": matrices}
-
-
-def _adaptive_max_pool(a: Arguments) -> Meaning:
-    sizes, goal = a.in_shape[1:], a.out_shape[1:]
-    if any(size % out for size, out in zip(sizes, goal, strict=True)):
-        raise _unsupported(a.node, f"pooling {sizes} to {goal}, which is no whole number of windows")
-    kernel = tuple(size // out for size, out in zip(sizes, goal, strict=True))
-    rank = len(kernel)
-    return "max_pool", {"kernel": kernel, "stride": kernel, "pads": (0,) * (2 * rank), "dilation": (1,) * rank}
-
-
-def _instance_norm(a: Arguments) -> Meaning:
-    if not a["use_input_stats"]:
-        raise _unsupported(a.node, "running statistics (use batch norm)")
-    return "instance_norm", {"eps": a["eps"]}
-
-
-def _mean(a: Arguments) -> Meaning:
-    rank = len(a.in_shape) + 1
-    axes = sorted(axis % rank for axis in _tuple(a["dim"], 1))
-    if axes == [1] and rank == 4:
-        return "channel_mean", {}
-    if axes != list(range(2, rank)):
-        raise _unsupported(a.node, f"a mean over axes {axes} (only those over all of space or over channels are)")
-    return ("global_avg_pool" if a["keepdim"] else "global_avg_pool_flat"), {}
-
-
-def _sum(a: Arguments) -> Meaning:
-    rank = len(a.in_shape) + 1
-    axes = sorted(axis % rank for axis in _tuple(a["dim"], 1))
-    if len(axes) != 1 or axes[0] == 0 or a.in_shape[axes[0] - 1] > MOST_TERMS:
-        raise _unsupported(a.node, f"a sum over axes {axes} (only one axis of at most {MOST_TERMS} elements is)")
-    return "sum", {"axis": axes[0]}
-
-
-def _max(a: Arguments) -> Meaning:
-    """max.other, max.dim and amax; positions are refused where something reads them."""
-    if "other" in a.values:
-        return "max", {}
-    rank = len(a.in_shape) + 1
-    axes = sorted(axis % rank for axis in _tuple(a["dim"], 1))
-    if 0 in axes:
-        raise _unsupported(a.node, "a maximum over the batch")
-    return "reduce_max", {"axes": tuple(axes), "keep": bool(a["keepdim"])}
-
-
-def _index_select(a: Arguments) -> Meaning:
-    axis = a["dim"] % (len(a.in_shape) + 1)
-    if axis == 0:
-        raise _unsupported(a.node, "a choice of images")
-    return "index_select", {"axis": axis}
-
-
-def _slice(a: Arguments) -> Meaning:
-    rank = len(a.in_shape) + 1
-    axis = a["dim"] % rank
-    if axis == 0:
-        return "identity", {}
-    size = a.in_shape[axis - 1]
-    start, end, _ = slice(a["start"], a["end"], a["step"]).indices(size)
-    if (start, end, a["step"]) == (0, size, 1):
-        return "identity", {}
-    return "slice", {"axis": axis, "start": start, "end": end, "step": a["step"]}
-
-
-def _pad(a: Arguments) -> Meaning:
-    mode = a.values.get("mode", "constant")
-    if mode != "constant":
-        raise _unsupported(a.node, f"padding mode {mode!r} (only constant padding is)")
-    pad, rank = list(a["pad"]), len(a.in_shape)
-    if min(pad) < 0:
-        raise _unsupported(a.node, "negative padding (slice the tensor instead)")
-    pad += [0] * (2 * (rank - 1) - len(pad))
-    channels = pad[2 * (rank - 1) :]
-    if any(channels):
-        if len(channels) != 2 or channels[0] or any(pad[: 2 * (rank - 1)]) or a["value"] or rank != 3:
-            raise _unsupported(a.node, "padding of channels other than with zeros behind the last")
-        return "pad_channels", {"count": channels[1]}
-    begin = [pad[2 * i] for i in reversed(range(rank - 1))]
-    end = [pad[2 * i + 1] for i in reversed(range(rank - 1))]
-    return "pad", {"pads": tuple(begin + end), "value": float(a["value"] or 0.0)}
-
-
-def _upsample(a: Arguments) -> Meaning:
-    scale = tuple(out // size for size, out in zip(a.in_shape[1:], a.out_shape[1:], strict=True))
-    if tuple(size * s for size, s in zip(a.in_shape[1:], scale, strict=True)) != a.out_shape[1:]:
-        raise _unsupported(a.node, f"upsampling {a.in_shape[1:]} to {a.out_shape[1:]}, which is no whole factor")
-    return "upsample", {"scale": scale}
-
-
-def _upsample_linear(a: Arguments) -> Meaning:
-    def along(x: torch.Tensor, out: int) -> torch.Tensor:
-        return F.interpolate(x, size=out, mode="linear", align_corners=bool(a["align_corners"]))
-
-    return _resample(a.in_shape[1:], a.out_shape[1:], along)
-
-
-def _transpose(a: Arguments) -> Meaning:
-    rank = len(a.in_shape) + 1
-    axes = list(range(rank))
-    i, j = a["dim0"] % rank, a["dim1"] % rank
-    axes[i], axes[j] = axes[j], axes[i]
-    return _permutation(a, axes)
-
-
-def _permutation(a: Arguments, axes: Sequence[int]) -> Meaning:
-    if axes[0] != 0:
-        raise _unsupported(a.node, "moving the batch axis")
-    return "transpose", {"axes": tuple(axes)}
-
-
-def _binary(op: str) -> Rule:
-    def rule(a: Arguments) -> Meaning:
-        if a.values.get("alpha", 1) != 1:
-            raise _unsupported(a.node, "its alpha")
-        if a.values.get("rounding_mode") is not None:
-            raise _unsupported(a.node, "a rounding division")
-        other = a["other"]
-        if isinstance(other, fx.Node) and not isinstance(_value(other), torch.Tensor):
-            raise _unsupported(a.node, "the batch size as an operand")
-        if isinstance(other, (int, float)) and not isinstance(other, bool):
-            if op in ("add", "sub"):
-                return "add_scalar", {"value": float(other) if op == "add" else -float(other)}
-            return "mul_scalar", {"value": float(other) if op == "mul" else 1.0 / float(other)}
-        return op, {}
-
-    return rule
-
-
-def _plain(op: str, **attributes: Any) -> Rule:
-    """A rule that keeps the operation and copies attributes: ours=theirs."""
-    return lambda a: (op, {ours: a[theirs] for ours, theirs in attributes.items()})
-
-
-def _clamp(a: Arguments) -> Meaning:
-    low = -math.inf if a["min"] is None else float(a["min"])
-    high = math.inf if a.values.get("max") is None else float(a["max"])
-    return ("relu", {}) if (low, high) == (0.0, math.inf) else ("clip", {"low": low, "high": high})
-
-
-def _linear(a: Arguments) -> Meaning:
-    if len(a.in_shape) != 1:
-        raise _unsupported(a.node, f"an input of shape {list(a.in_shape)} (only vectors are; use a 1x1 convolution)")
-    return "linear", {}
-
-
-def _identity(a: Arguments) -> Meaning:
-    return "identity", {}
-
-
-def _dropout(a: Arguments) -> Meaning:
-    if a["train"]:
-        raise _unsupported(a.node, "train=True, which stays random when the network is used")
-    return "identity", {}
-
-
-def _cast(a: Arguments) -> Meaning:
-    if a["dtype"] not in (None, torch.float32):
-        raise _unsupported(a.node, f"a cast to {a['dtype']}")
-    return "identity", {}
-
-
-RULES: dict[str, Rule] = {
-    "conv1d": _conv,
-    "conv2d": _conv,
-    "conv3d": _conv,
-    "linear": _linear,
-    "_native_batch_norm_legit_no_training": _plain("batch_norm", eps="eps"),
-    "batch_norm": _plain("batch_norm", eps="eps"),
-    "instance_norm": _instance_norm,
-    "relu": _plain("relu"),
-    "hardtanh": lambda a: ("clip", {"low": float(a["min_val"]), "high": float(a["max_val"])}),
-    "relu6": lambda a: ("clip", {"low": 0.0, "high": 6.0}),
-    "clamp": _clamp,
-    "clamp_min": _clamp,
-    "leaky_relu": lambda a: ("leaky_relu", {"slope": float(a["negative_slope"])}),
-    "prelu": _plain("prelu"),
-    "elu": lambda a: ("elu", {"alpha": float(a["alpha"])}),
-    "sigmoid": _plain("sigmoid"),
-    "tanh": _plain("tanh"),
-    "gelu": _plain("gelu", approximate="approximate"),
-    "hardsigmoid": _plain("hard_sigmoid"),
-    "hardswish": _plain("hard_swish"),
-    "silu": _plain("silu"),
-    "softmax": lambda a: ("softmax", {"axis": a["dim"] % (len(a.in_shape) + 1)}),
-    "_softmax": lambda a: ("softmax", {"axis": a["dim"] % (len(a.in_shape) + 1)}),
-    "log_softmax": lambda a: ("log_softmax", {"axis": a["dim"] % (len(a.in_shape) + 1)}),
-    "_log_softmax": lambda a: ("log_softmax", {"axis": a["dim"] % (len(a.in_shape) + 1)}),
-    "add": _binary("add"),
-    "sub": _binary("sub"),
-    "mul": _binary("mul"),
-    "div": _binary("div"),
-    "maximum": _plain("max"),
-    "max": _max,
-    "amax": _max,
-    "sum": _sum,
-    "stack": lambda a: ("stack", {"axis": a["dim"] % (len(a.out_shape) + 1)}),
-    "expand": _plain("expand"),
-    "index_select": _index_select,
-    "cat": lambda a: ("concat", {"axis": a["dim"] % (len(a.out_shape) + 1)}),
-    "split": _plain("split", dim="dim"),
-    "split_with_sizes": _plain("split", dim="dim"),
-    "chunk": _plain("split", dim="dim"),
-    "slice": _slice,
-    "constant_pad_nd": _pad,
-    "pad": _pad,
-    "max_pool2d": _max_pool,
-    "avg_pool2d": _avg_pool,
-    "adaptive_avg_pool2d": _adaptive_avg_pool,
-    "adaptive_max_pool2d": _adaptive_max_pool,
-    "mean": _mean,
-    "permute": lambda a: _permutation(a, [axis % (len(a.in_shape) + 1) for axis in a["dims"]]),
-    "transpose": _transpose,
-    "upsample_nearest2d": _upsample,
-    "upsample_bilinear2d": _upsample_linear,
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "squeeze", "unsqueeze"), _plain("reshape")),
-    **dict.fromkeys(("clone", "contiguous", "alias", "detach", "lift_fresh_copy"), _identity),
-    "dropout": _dropout,
-    "_to_copy": _cast,
-}
-
-ROLES = {
-    "conv": ("input", {"weight": "weight", "bias": "bias"}),
-    "linear": ("input", {"weight": "weight", "bias": "bias"}),
-    "batch_norm": ("input", {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}),
-    "instance_norm": ("input", {"weight": "weight", "bias": "bias"}),
-    "prelu": ("self", {"slope": "weight"}),
-    "index_select": ("self", {"order": "index"}),
-}
-"""Operation -> the argument that holds its data, and role -> argument that holds a parameter."""
-
-
-def _unsupported(node: fx.Node, what: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{_operator_name(node)} at {place_of(node)} is not supported with {what}: "
-        "replace it in the model, or open an issue with the model's code"
-    )
-
-
-def _operator_name(node: fx.Node) -> str:
-    return str(node.target).removeprefix("aten.").split(".")[0]
-
-
-def place_of(node: fx.Node) -> str:
-    """Module path and source line of the user's code that made this node."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = list(stack.values())[-1][0] if stack else ""
-    lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    source = f"{lines[-1][0].rsplit('/', 1)[-1]}:{lines[-1][1]}" if lines else ""
-    return f"{path or 'the model'} ({source})" if source else path or "the model"
-
-
-class _Names:
-    """Names of tensors: the module's path where there is one, made unique."""
-
-    def __init__(self) -> None:
-        self.taken: set[str] = {INPUT, OUTPUT}
-
-    def __call__(self, node: fx.Node, op: str) -> str:
-        stack = node.meta.get("nn_module_stack") or {}
-        path = list(stack.values())[-1][0] if stack else ""
-        base = path if op in ROLES and path else f"{path}.{op}" if path else op
-        name, count = base, 1
-        while name in self.taken:
-            name, count = f"{base}_{count}", count + 1
-        self.taken.add(name)
-        return name
-
-
-def graph_from_program(program: ExportedProgram) -> Graph:
-    """Translates a functional program; the only result must be one batch of logits."""
-    signature = program.graph_signature
-    parameters: dict[str, torch.Tensor] = {}
-    tensors: dict[str, str] = {}  # FX name -> tensor name
-    keys: dict[str, str] = {}  # FX name of a placeholder -> key of the parameter
-    nodes: list[Node] = []
-    names = _Names()
-    state = {**program.state_dict, **program.constants}
-    targets = {
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
-    if len(signature.user_inputs) != 1:
-        raise UnsupportedModelError(
-            f"the model takes {len(signature.user_inputs)} inputs, but a classifier takes one batch of images"
-        )
-
-    def hold(node: fx.Node, value: torch.Tensor) -> None:
-        """Keeps what the model computes from its parameters alone as a parameter of its own."""
-        key = f"{place_of(node).split(' ')[0]}.{node.name}"
-        parameters[key], keys[node.name] = value.detach().clone(), key
-
-    def tensor_name(argument: fx.Node) -> str:
-        """The tensor's name; a parameter used as data becomes a constant node."""
-        if argument.name not in tensors:
-            key = keys[argument.name]
-            value = parameters[key]
-            name = f"{key}.value"
-            nodes.append(Node(name, "constant", (), tuple(value.shape), {}, {"value": key}, key))
-            tensors[argument.name] = name
-        return tensors[argument.name]
-
-    batch: Any = None
-    splits: dict[str, tuple[fx.Node, list[int], int]] = {}
-    for fx_node in program.graph.nodes:
-        if fx_node.op == "placeholder":
-            if fx_node.name in targets:
-                key = targets[fx_node.name]
-                if key not in state:
-                    continue  # num_batches_tracked and the like, never read
-                parameters[key] = state[key].detach().clone()
-                keys[fx_node.name] = key
-            else:
-                tensors[fx_node.name] = INPUT
-                batch = _value(fx_node).shape[0]
-                nodes.append(Node(INPUT, "input", (), _shape(fx_node)))
-            continue
-        if fx_node.op == "output":
-            results = [value for value in fx_node.args[0] if isinstance(value, fx.Node)]
-            if len(results) != 1:
-                raise UnsupportedModelError(
-                    f"the model returns {len(results)} tensors, but a classifier returns one batch of logits: "
-                    "wrap it in a module that returns only those"
-                )
-            if results[0].name not in tensors:
-                raise UnsupportedModelError("the model returns a parameter, which does not depend on its input")
-            return _finish(nodes, parameters, tensors[results[0].name])
-        fixed = _constant_value(fx_node, {name: parameters[key] for name, key in keys.items()})
-        if fixed is not None:
-            hold(fx_node, fixed)
-            continue
-        if not isinstance(_value(fx_node), torch.Tensor) or fx_node.target is operator.getitem:
-            if fx_node.target is operator.getitem:
-                source, index = fx_node.args
-                if source.name in splits:
-                    origin, sizes, axis = splits[source.name]
-                    start = sum(sizes[:index])
-                    attributes = {"axis": axis, "start": start, "end": start + sizes[index], "step": 1}
-                    name = names(fx_node, "slice")
-                    nodes.append(
-                        Node(name, "slice", (tensor_name(origin),), _shape(fx_node), attributes, {}, place_of(source))
-                    )
-                    tensors[fx_node.name] = name
-                elif index == 0:  # the first result of an operator that returns several
-                    tensors[fx_node.name] = tensors[source.name]
-                else:
-                    raise _unsupported(source, f"its result number {index} in use")
-                continue
-            if not isinstance(_value(fx_node), (tuple, list)):
-                continue  # arithmetic on the batch size
-        op_name = _operator_name(fx_node)
-        if op_name not in RULES:
-            raise UnsupportedModelError(
-                f"operator {op_name} at {place_of(fx_node)} is not supported: "
-                "replace it in the model, or open an issue with the model's code"
-            )
-        arguments = Arguments(fx_node)
-        try:
-            op, attributes = RULES[op_name](arguments)
-        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
-            raise _unsupported(fx_node, "these arguments") from error
-        if op == "identity":
-            tensors[fx_node.name] = tensor_name(fx_node.all_input_nodes[0])
-            continue
-        if op == "split":
-            axis = attributes["dim"] % (len(arguments.in_shape) + 1)
-            sizes = [int(part.shape[axis]) for part in fx_node.meta["val"]]
-            splits[fx_node.name] = (fx_node.all_input_nodes[0], sizes, axis)
-            continue
-        data, roles = ROLES.get(op, (None, {}))
-        if data is not None:
-            inputs = [tensor_name(arguments[data])]
-            held = {role: arguments[name] for role, name in roles.items() if arguments[name] is not None}
-            if any(value.name not in keys for value in held.values()):
-                raise _unsupported(fx_node, "weights that are computed by the model")
-            roles_to_keys = {role: keys[value.name] for role, value in held.items()}
-        else:
-            values = _tensor_arguments(fx_node)
-            inputs, roles_to_keys = [tensor_name(value) for value in values], {}
-        _check_batch(fx_node, batch)
-        name = names(fx_node, op)
-        nodes.append(Node(name, op, tuple(inputs), _shape(fx_node), attributes, roles_to_keys, place_of(fx_node)))
-        tensors[fx_node.name] = name
-    raise AssertionError("a program without output")
-
 
 FILLED = {"zeros_like": 0.0, "new_zeros": 0.0, "zeros": 0.0, "ones_like": 1.0, "new_ones": 1.0, "ones": 1.0}
 
 
-def _constant_value(node: fx.Node, known: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    """What a node computes from parameters alone, or of the batch's size alone (as a batch of one); None otherwise."""
-    value = _value(node)
-    if node.op != "call_function" or not isinstance(value, torch.Tensor):
-        return None
-    name = _operator_name(node)
-    if name in FILLED and value.ndim and not isinstance(value.shape[0], int):
-        return torch.full((1, *_shape(node)), FILLED[name])
-    if any(source.name not in known for source in node.all_input_nodes) or node.target is operator.getitem:
-        return None
-
-    def look_up(argument: fx.Node) -> torch.Tensor:
-        return known[argument.name]
-
-    result = node.target(*fx.map_arg(node.args, look_up), **fx.map_arg(node.kwargs, look_up))  # type: ignore[operator]
-    return result if isinstance(result, torch.Tensor) else None
+def graph_from_program(program: ExportedProgram) -> Graph:
+    """Translates a functional program; the only result must be one batch of logits."""
+    count = len(program.graph_signature.user_inputs)
+    if count != 1:
+        raise UnsupportedModelError(f"the model takes {count} inputs, but a classifier takes one batch of images")
+    translation = _Translation(program)
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            translation.read_placeholder(node)
+        elif node.op == "output":
+            return translation.finish(node)
+        else:
+            translation.read_call(node)
+    raise AssertionError("a program without output")
 
 
-def _value(node: fx.Node) -> Any:
-    return node.meta.get("val")
+class _Translation:
+    """The graph as far as the program has been read."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        signature = program.graph_signature
+        self.state = {**program.state_dict, **program.constants}
+        self.targets = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        self.nodes: list[Node] = []
+        self.parameters: dict[str, torch.Tensor] = {}
+        self.keys: dict[str, str] = {}  # FX name of what is constant -> key of the parameter
+        self.tensors: dict[str, str] = {}  # FX name -> tensor name
+        self.splits: dict[str, tuple[fx.Node, list[int], int]] = {}  # FX name -> data, sizes and axis
+        self.names = {INPUT, OUTPUT}
+        self.batch: Any = None
+
+    def read_placeholder(self, node: fx.Node) -> None:
+        """The images, or a parameter."""
+        if node.name not in self.targets:
+            self.tensors[node.name] = INPUT
+            self.batch = value_of(node).shape[0]
+            self.nodes.append(Node(INPUT, "input", (), shape_of(node)))
+        elif self.targets[node.name] in self.state:  # all but num_batches_tracked and the like, never read
+            self._hold(node, self.targets[node.name], self.state[self.targets[node.name]])
+
+    def read_call(self, node: fx.Node) -> None:
+        """An operator, one of several results of one, or arithmetic on the batch size, which leaves nothing."""
+        fixed = self._constant_value(node)
+        if fixed is not None:
+            self._hold(node, f"{place_of(node).split(' ')[0]}.{node.name}", fixed)
+        elif node.target is operator.getitem:
+            self._read_result(node)
+        elif isinstance(value_of(node), (torch.Tensor, tuple, list)):
+            self._read_operator(node)
+
+    def finish(self, node: fx.Node) -> Graph:
+        """The graph whose only result is what `node`, the program's output, returns."""
+        results = [value for value in node.args[0] if isinstance(value, fx.Node)]  # type: ignore[union-attr]
+        if len(results) != 1:
+            raise UnsupportedModelError(
+                f"the model returns {len(results)} tensors, but a classifier returns one batch of logits: "
+                "wrap it in a module that returns only those"
+            )
+        if results[0].name not in self.tensors:
+            raise UnsupportedModelError("the model returns a parameter, which does not depend on its input")
+        inputs = [node for node in self.nodes if node.op == INPUT]
+        if not inputs:
+            raise UnsupportedModelError("the model does not use its input")
+        ordered = inputs + [node for node in self.nodes if node.op != INPUT]
+        return rebuild(Graph(tuple(ordered), self.parameters, self.tensors[results[0].name]), ordered)
+
+    def _read_operator(self, node: fx.Node) -> None:
+        aten = operator_name(node)
+        if aten not in RULES:
+            raise UnsupportedModelError(
+                f"operator {aten} at {place_of(node)} is not supported: "
+                "replace it in the model, or open an issue with the model's code"
+            )
+        arguments = Arguments(node)
+        try:
+            op, attributes = RULES[aten](arguments)
+        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+            raise unsupported(node, "these arguments") from error
+        if op == "identity":
+            self.tensors[node.name] = self._tensor_name(node.all_input_nodes[0])
+            return
+        if op == "split":
+            axis = attributes["dim"] % (len(arguments.in_shape) + 1)
+            sizes = [int(part.shape[axis]) for part in value_of(node)]
+            self.splits[node.name] = (node.all_input_nodes[0], sizes, axis)
+            return
+        data, roles = ROLES.get(op, (None, {}))
+        if data is None:
+            inputs, parameters = [self._tensor_name(value) for value in _tensor_arguments(node)], {}
+        else:
+            inputs = [self._tensor_name(arguments[data])]
+            held = {role: arguments[name] for role, name in roles.items() if arguments[name] is not None}
+            if any(value.name not in self.keys for value in held.values()):
+                raise unsupported(node, "weights that are computed by the model")
+            parameters = {role: self.keys[value.name] for role, value in held.items()}
+        _check_batch(node, self.batch)
+        self._add(node, op, inputs, attributes, parameters, place_of(node))
+
+    def _read_result(self, node: fx.Node) -> None:
+        """One of several results of an operator: a slice of what was split, or the first."""
+        source, index = node.args
+        assert isinstance(source, fx.Node)
+        assert isinstance(index, int)
+        if source.name in self.splits:
+            origin, sizes, axis = self.splits[source.name]
+            start = sum(sizes[:index])
+            attributes = {"axis": axis, "start": start, "end": start + sizes[index], "step": 1}
+            self._add(node, "slice", [self._tensor_name(origin)], attributes, {}, place_of(source))
+        elif index == 0:
+            self.tensors[node.name] = self.tensors[source.name]
+        else:
+            raise unsupported(source, f"its result number {index} in use")
+
+    def _add(
+        self,
+        node: fx.Node,
+        op: str,
+        inputs: Sequence[str],
+        attributes: Mapping[str, Any],
+        parameters: Mapping[str, str],
+        place: str,
+    ) -> None:
+        name = self._unused_name(node, op)
+        self.nodes.append(Node(name, op, tuple(inputs), shape_of(node), attributes, parameters, place))
+        self.tensors[node.name] = name
+
+    def _unused_name(self, node: fx.Node, op: str) -> str:
+        """The module's path where there is one, made unique."""
+        path = module_path(node)
+        base = path if op in ROLES and path else f"{path}.{op}" if path else op
+        name, count = base, 1
+        while name in self.names:
+            name, count = f"{base}_{count}", count + 1
+        self.names.add(name)
+        return name
+
+    def _hold(self, node: fx.Node, key: str, value: torch.Tensor) -> None:
+        """Keeps a parameter, or what the model computes from its parameters alone."""
+        self.parameters[key], self.keys[node.name] = value.detach().clone(), key
+
+    def _tensor_name(self, argument: fx.Node) -> str:
+        """The tensor's name; a parameter used as data becomes a constant node."""
+        if argument.name not in self.tensors:
+            key = self.keys[argument.name]
+            name = f"{key}.value"
+            shape = tuple(self.parameters[key].shape)
+            self.nodes.append(Node(name, "constant", (), shape, {}, {"value": key}, key))
+            self.tensors[argument.name] = name
+        return self.tensors[argument.name]
+
+    def _constant_value(self, node: fx.Node) -> torch.Tensor | None:
+        """What a node computes from parameters, or of the batch's size (as a batch of one), alone; None otherwise."""
+        value = value_of(node)
+        if node.op != "call_function" or not isinstance(value, torch.Tensor):
+            return None
+        name = operator_name(node)
+        if name in FILLED and value.ndim and not isinstance(value.shape[0], int):
+            return torch.full((1, *shape_of(node)), FILLED[name])
+        if any(source.name not in self.keys for source in node.all_input_nodes) or node.target is operator.getitem:
+            return None
+
+        def look_up(argument: fx.Node) -> torch.Tensor:
+            return self.parameters[self.keys[argument.name]]
+
+        arguments, options = fx.map_arg(node.args, look_up), fx.map_arg(node.kwargs, look_up)
+        result = node.target(*arguments, **options)  # type: ignore[operator]
+        return result if isinstance(result, torch.Tensor) else None
 
 
 def _tensor_arguments(node: fx.Node) -> list[fx.Node]:
@@ -552,20 +200,12 @@ def _tensor_arguments(node: fx.Node) -> list[fx.Node]:
     flat = [
         part for argument in node.args for part in (argument if isinstance(argument, (list, tuple)) else [argument])
     ]
-    return [part for part in flat if isinstance(part, fx.Node) and isinstance(_value(part), torch.Tensor)]
+    return [part for part in flat if isinstance(part, fx.Node) and isinstance(value_of(part), torch.Tensor)]
 
 
 def _check_batch(node: fx.Node, batch: Any) -> None:
     """The first axis of every tensor must be the batch, unmerged and unsplit."""
-    value = _value(node)
+    value = value_of(node)
     value = value[0] if isinstance(value, (tuple, list)) else value
     if value.ndim == 0 or isinstance(value.shape[0], int) or str(value.shape[0]) != str(batch):
-        raise _unsupported(node, f"a result of shape {list(value.shape)}, whose first axis is not the batch")
-
-
-def _finish(nodes: list[Node], parameters: dict[str, torch.Tensor], output: str) -> Graph:
-    inputs = [node for node in nodes if node.op == INPUT]
-    if not inputs:
-        raise UnsupportedModelError("the model does not use its input")
-    ordered = inputs + [node for node in nodes if node.op != INPUT]
-    return rebuild(Graph(tuple(ordered), parameters, output), ordered)
+        raise unsupported(node, f"a result of shape {list(value.shape)}, whose first axis is not the batch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import torch
 from torch.export import ExportedProgram
 
 from gdfq_export.errors import InputFileError, UnsupportedModelError
+from gdfq_export.refusals import QUANTIZED_CLASS, QUANTIZED_OPERATOR, already_quantized
 
 
 def read_program(path: Path) -> ExportedProgram:
@@ -24,9 +26,25 @@ def read_program(path: Path) -> ExportedProgram:
         with _quiet():
             return torch.export.load(path)
     except Exception as error:  # a damaged archive fails in as many ways as it has parts
+        library = _quantization_library(path, error)
+        if library is not None:
+            raise already_quantized(library, str(path)) from error
         raise InputFileError(
             f"model file {path} is damaged, or was not written by torch.export.save of a matching version"
         ) from error
+
+
+def _quantization_library(path: Path, error: Exception) -> str | None:
+    """What of a quantization library the file needs, if any: PyTorch does not know it, and so cannot load the file."""
+    if isinstance(error, ModuleNotFoundError) and QUANTIZED_CLASS.match(f"{error.name}."):
+        return error.name
+    try:
+        with zipfile.ZipFile(path) as archive:
+            graphs = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".json")]
+    except Exception:  # damaged, then
+        return None
+    operators = [name for graph in graphs for name in re.findall(r'"target": "torch\.ops\.([\w.]+)"', graph)]
+    return next((name.split(".")[1] for name in operators if QUANTIZED_OPERATOR.search(name)), None)
 
 
 def program_input_size(program: ExportedProgram, path: Path) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ FILE.pt2         a program of `torch.export.save`, which carries its weights
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from gdfq_export.models.programs import program_input_size, program_num_classes,
 from gdfq_export.models.random_weights import has_untouched_statistics, set_batch_norm_statistics
 from gdfq_export.models.state import fit_state, read_state, sha256_of
 from gdfq_export.models.table import NORMALISATIONS, ModelEntry, find_model
+from gdfq_export.refusals import check_module
 
 EMBEDDED_FOLDER = Path(__file__).parent / "weights"
 DEFAULT_INPUT_SIZE = (3, 224, 224)
@@ -46,6 +47,19 @@ class LoadedModel:
     weights_sha256: str | None  # of the file the weights came from
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What the user asked for; None leaves it to the table or the file."""
+
+    weights: Path | None
+    pretrained: bool
+    input_size: tuple[int, int, int] | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    num_classes: int | None
+    seed: int
+
+
 def load_model(
     spec: str,
     *,
@@ -64,41 +78,33 @@ def load_model(
         raise UsageError(f"the input size must be channels, height and width, all positive, not {input_size}")
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"the number of classes must be positive, not {num_classes}")
+    asked = _Request(weights, pretrained, input_size, mean, std, num_classes, seed)
     if spec.lower().endswith(".pt2"):
         if weights is not None or not pretrained:
             raise UsageError(f"{spec} carries its weights: --weights and --no-pretrained do not apply")
-        return _load_program(Path(spec), input_size, mean, std, num_classes)
+        return _load_program(Path(spec), asked)
     if is_factory_spec(spec):
-        return _load_factory(spec, weights, pretrained, input_size, mean, std, num_classes, seed)
+        return _load_factory(spec, asked)
     if spec.lower().endswith(WEIGHTS_SUFFIXES):
         raise UsageError(f"{spec} is a file of weights, not a network: pass it as --model NAME --weights {spec}")
-    return _load_known(find_model(spec), weights, pretrained, input_size, mean, std, num_classes, seed)
+    return _load_known(find_model(spec), asked)
 
 
-def _load_known(
-    entry: ModelEntry,
-    weights: Path | None,
-    pretrained: bool,
-    input_size: tuple[int, int, int] | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    num_classes: int | None,
-    seed: int,
-) -> LoadedModel:
-    size = input_size or entry.input_size
-    classes = num_classes or entry.num_classes
-    mean, std = _normalisation(mean, std, size[0], (entry.mean, entry.std))
-    if pretrained:
-        weights_file, source = _weights_file(entry, weights)  # before the network: a missing file is found at once
-    module = build_architecture(entry, size, classes, seed)
+def _load_known(entry: ModelEntry, asked: _Request) -> LoadedModel:
+    size = asked.input_size or entry.input_size
+    classes = asked.num_classes or entry.num_classes
+    mean, std = _normalisation(asked, size[0], (entry.mean, entry.std))
+    if asked.pretrained:
+        weights_file, source = _weights_file(entry, asked.weights)  # first: a missing file is found at once
+    module = build_architecture(entry, size, classes, asked.seed)
     if size != entry.input_size:
         _check_size(module, size, entry.name)
-    if pretrained:
+    if asked.pretrained:
         # pytorchcv's files may hold tensors of training only, and pytorchcv itself drops them.
         fit_state(module, read_state(weights_file), str(weights_file), ignore_extra=source == "pytorchcv")
     else:
         source = "random"
-        set_batch_norm_statistics(module, size, seed)
+        set_batch_norm_statistics(module, size, asked.seed)
     return LoadedModel(
         name=entry.name,
         module=_ready(module),
@@ -108,7 +114,7 @@ def _load_known(
         num_classes=classes,
         resize=entry.resize if size == entry.input_size else _usual_resize(size),
         weights_source=source,
-        weights_sha256=sha256_of(weights_file) if pretrained else None,
+        weights_sha256=sha256_of(weights_file) if asked.pretrained else None,
     )
 
 
@@ -126,30 +132,21 @@ def _weights_file(entry: ModelEntry, weights: Path | None) -> tuple[Path, str]:
     return download_weights(entry), "pytorchcv"
 
 
-def _load_factory(
-    spec: str,
-    weights: Path | None,
-    pretrained: bool,
-    input_size: tuple[int, int, int] | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    num_classes: int | None,
-    seed: int,
-) -> LoadedModel:
-    size = input_size or DEFAULT_INPUT_SIZE
-    state = read_state(weights) if weights is not None else None
-    given = (input_size is not None, mean is not None and std is not None)
-    mean, std = _normalisation(mean, std, size[0], NORMALISATIONS["imagenet"])
-    module = module_from_factory(spec, seed)
+def _load_factory(spec: str, asked: _Request) -> LoadedModel:
+    size = asked.input_size or DEFAULT_INPUT_SIZE
+    state = None if asked.weights is None else read_state(asked.weights)
+    mean, std = _normalisation(asked, size[0], NORMALISATIONS["imagenet"])
+    module = module_from_factory(spec, asked.seed)
+    check_module(module)  # before it runs: what is refused here fails in many ways
     _check_size(module, size, spec)
-    _say_assumptions(spec, size, *given)
+    _say_assumptions(spec, asked)
     source = "factory"
-    if weights is not None and state is not None:
+    if state is not None:
         source = "file"
-        fit_state(module, state, str(weights), ignore_extra=False)
-    elif not pretrained:
+        fit_state(module, state, str(asked.weights), ignore_extra=False)
+    elif not asked.pretrained:
         source = "random"
-        set_batch_norm_statistics(module, size, seed)
+        set_batch_norm_statistics(module, size, asked.seed)
     elif has_untouched_statistics(module):
         logger.warning("%s looks untrained (all batch-norm statistics are 0 and 1): pass --weights FILE", spec)
     return LoadedModel(
@@ -158,33 +155,27 @@ def _load_factory(
         input_size=size,
         mean=mean,
         std=std,
-        num_classes=num_classes,
+        num_classes=asked.num_classes,
         resize=_usual_resize(size),
         weights_source=source,
-        weights_sha256=sha256_of(weights) if weights is not None else None,
+        weights_sha256=None if asked.weights is None else sha256_of(asked.weights),
     )
 
 
-def _load_program(
-    path: Path,
-    input_size: tuple[int, int, int] | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    num_classes: int | None,
-) -> LoadedModel:
+def _load_program(path: Path, asked: _Request) -> LoadedModel:
     program = read_program(path)
     size = program_input_size(program, path)
-    if input_size is not None and input_size != size:
-        raise UsageError(f"{path} was exported for images of {_by(size)}, not {_by(input_size)}")
-    _say_assumptions(str(path), size, True, mean is not None and std is not None)
-    mean, std = _normalisation(mean, std, size[0], NORMALISATIONS["imagenet"])
+    if asked.input_size is not None and asked.input_size != size:
+        raise UsageError(f"{path} was exported for images of {_by(size)}, not {_by(asked.input_size)}")
+    _say_assumptions(str(path), replace(asked, input_size=size))  # the program knows its size
+    mean, std = _normalisation(asked, size[0], NORMALISATIONS["imagenet"])
     return LoadedModel(
         name=path.stem,
         module=program,
         input_size=size,
         mean=mean,
         std=std,
-        num_classes=num_classes or program_num_classes(program),
+        num_classes=asked.num_classes or program_num_classes(program),
         resize=_usual_resize(size),
         weights_source="program",
         weights_sha256=sha256_of(path),
@@ -196,17 +187,14 @@ def _ready(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _normalisation(
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    channels: int,
-    default: tuple[tuple[float, ...], tuple[float, ...]],
+    asked: _Request, channels: int, default: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation with one value a channel; one value given stands for all channels."""
     means, stds = (
         tuple(given) * channels if len(given) == 1 else tuple(given)
-        for given in (mean or default[0], std or default[1])
+        for given in (asked.mean or default[0], asked.std or default[1])
     )
-    for option, values, given in (("--mean", means, mean), ("--std", stds, std)):
+    for option, values, given in (("--mean", means, asked.mean), ("--std", stds, asked.std)):
         if len(values) != channels:
             needed = "has" if given else "needs"
             raise UsageError(f"{option} {needed} {len(values)} values where the input has {channels} channels")
@@ -230,9 +218,9 @@ def _check_size(module: torch.nn.Module, size: tuple[int, int, int], spec: str) 
         raise UsageError(f"{spec} cannot run an image of {_by(size)} (see --input-size): {reason}") from error
 
 
-def _say_assumptions(spec: str, size: tuple[int, int, int], size_given: bool, normalisation_given: bool) -> None:
-    assumed = [] if size_given else [f"input {_by(size)} (--input-size)"]
-    assumed += [] if normalisation_given else ["ImageNet's mean and std (--mean, --std)"]
+def _say_assumptions(spec: str, asked: _Request) -> None:
+    assumed = [] if asked.input_size else [f"input {_by(DEFAULT_INPUT_SIZE)} (--input-size)"]
+    assumed += [] if asked.mean and asked.std else ["ImageNet's mean and std (--mean, --std)"]
     if assumed:
         logger.warning("%s: assuming %s", spec, " and ".join(assumed))
 

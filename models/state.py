@@ -56,6 +56,12 @@ def fit_state(module: torch.nn.Module, state: Mapping[str, torch.Tensor], source
     """
     wanted = module.state_dict()
     state = _without_prefix(state, wanted)
+    for key, tensor in state.items():
+        if key in wanted and wanted[key].is_floating_point() and not tensor.is_floating_point():
+            raise WeightsError(
+                f"the weights in {source} are already quantized ({key} is {tensor.dtype}): "
+                "pass those of the float network"
+            )
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}
     missing = [key for key in wanted if key not in state and key not in counters]
     extra = [key for key in state if key not in wanted and not key.endswith("num_batches_tracked")]

@@ -15,7 +15,7 @@ from gdfq_export.runtime_checks import pairs, pooling, tables
 from gdfq_export.runtime_checks.arithmetic import Quantization, quantize_bias
 from gdfq_export.runtime_checks.graph import Array, Node
 from gdfq_export.runtime_checks.linear import convolve, multiply
-from gdfq_export.runtime_checks.values import Accumulator, Clamp, Pending, Quantized, Value
+from gdfq_export.runtime_checks.values import Clamp, Pending, Quantized, Value, accumulator
 
 Inputs = Sequence[Value | None]
 Kernel = Callable[[Node, Inputs], list[Value] | None]
@@ -31,7 +31,7 @@ def convolution(node: Node, inputs: Inputs) -> list[Value] | None:
     if scale is None or (bias is None and len(inputs) > 2 and inputs[2] is not None):
         return None
     integers = convolve(_centred(x), _centred(weight), bias, node.attributes)
-    return [Accumulator(integers, scale.reshape(1, -1, *[1] * (integers.ndim - 2)))]
+    return [accumulator(integers, scale.reshape(1, -1, *[1] * (integers.ndim - 2)))]
 
 
 def gemm(node: Node, inputs: Inputs) -> list[Value] | None:
@@ -48,7 +48,7 @@ def gemm(node: Node, inputs: Inputs) -> list[Value] | None:
         return None
     left = _centred(a).T if attributes.get("transA", 0) else _centred(a)
     right = _centred(b).T if transposed else _centred(b)
-    return [Accumulator(multiply(left, right, bias), scale)]
+    return [accumulator(multiply(left, right, bias), scale)]
 
 
 def matmul(node: Node, inputs: Inputs) -> list[Value] | None:
@@ -59,7 +59,7 @@ def matmul(node: Node, inputs: Inputs) -> list[Value] | None:
     scale = _product_scale(a, b, output_axis=b.codes.ndim - 1)
     if scale is None:
         return None
-    return [Accumulator(multiply(_centred(a), _centred(b), None), scale)]
+    return [accumulator(multiply(_centred(a), _centred(b), None), scale)]
 
 
 def _centred(value: Quantized) -> Array:
@@ -237,14 +237,14 @@ def clip(node: Node, inputs: Inputs) -> list[Value] | None:
         value = inputs[index] if len(inputs) > index else node.attributes.get(name)
         if isinstance(value, Quantized):
             value = value.to_float()
-        if isinstance(value, Accumulator | Pending):
+        if isinstance(value, Pending):
             return None
         bounds.append(default if value is None else float(np.asarray(value).reshape(())))
     return _clamped(inputs[0], Clamp(bounds[0], bounds[1]))
 
 
 def _clamped(x: Value | None, clamp: Clamp) -> list[Value] | None:
-    if isinstance(x, Accumulator | Pending):
+    if isinstance(x, Pending):
         return [x.clamped(clamp)]
     if isinstance(x, Quantized):
         return [clamp.apply(x.to_float())]

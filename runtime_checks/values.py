@@ -1,8 +1,8 @@
 """What flows along the edges of the graph: a tensor, or a result that waits for the QuantizeLinear that ends it.
 
 The runtime fuses DequantizeLinear -> operator -> QuantizeLinear into one integer kernel. So a DequantizeLinear gives
-`Quantized`, an operator on it gives `Accumulator` or `Pending`, and the QuantizeLinear asks for codes; whatever has no
-integer kernel asks for float32 instead.
+`Quantized`, an operator on it gives `Pending`, and the QuantizeLinear asks for codes; whatever has no integer kernel
+asks for float32 instead.
 """
 
 from __future__ import annotations
@@ -57,34 +57,8 @@ class Quantized:
 
 
 @dataclass(frozen=True, eq=False)
-class Accumulator:
-    """A Conv, Gemm or MatMul before its QuantizeLinear: exact integers times f32(sx*sw)."""
-
-    integers: Array
-    scale: Float  # broadcasts over `integers`
-    clamps: tuple[Clamp, ...] = ()
-
-    def to_float(self) -> Float:
-        """f32(acc) * f32(sx*sw), as the kernels with float output compute it."""
-        values: Float = self.integers.astype(np.float32) * self.scale
-        for clamp in self.clamps:
-            values = clamp.apply(values)
-        return values
-
-    def to_codes(self, params: Quantization) -> Array:
-        """The fused requantization; through float where a clamp cuts inside the codes' range."""
-        if params.axis is not None or not all(clamp.redundant_before(params) for clamp in self.clamps):
-            return quantize(self.to_float(), params)
-        return requantize(self.integers, self.scale, params)
-
-    def clamped(self, clamp: Clamp) -> Accumulator:
-        """The same followed by a Relu or Clip."""
-        return replace(self, clamps=(*self.clamps, clamp))
-
-
-@dataclass(frozen=True, eq=False)
 class Pending:
-    """Any other operator on codes: what its integer kernel gives, and what it is in float32."""
+    """An operator on codes before its QuantizeLinear: what its integer kernel gives, and what it is in float32."""
 
     quantized: Callable[[Quantization], Array]
     float_value: Callable[[], Array]
@@ -108,7 +82,15 @@ class Pending:
         return replace(self, clamps=(*self.clamps, clamp))
 
 
-Value = Array | Quantized | Accumulator | Pending
+Value = Array | Quantized | Pending
+
+
+def accumulator(integers: Array, scale: Float) -> Pending:
+    """A Conv, Gemm or MatMul: exact integers times f32(sx*sw), which broadcasts over them."""
+    return Pending(
+        lambda result: requantize(integers, scale, result),
+        lambda: np.asarray(integers.astype(np.float32) * scale),  # f32(acc) * f32(sx*sw), as the float kernels do
+    )
 
 
 def as_array(value: Value) -> Array:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from small_networks import network
+from stages import network
 from torch import Tensor
 
 from gdfq_export.ablations import Ablations

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from small_networks import Net, folded_from, head, images, pooled
+from network_parts import Net, head, pooled
+from stages import folded_from, images
 from torch import nn
 from torch.nn import functional as F
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_networks import NETWORKS, captured, folded, folded_from
+from small_networks import NETWORKS
+from stages import captured, folded, folded_from
 from torch import nn
 
 from gdfq_export.assumed_activations import TAIL, AssumedActivations, propagate, quantiles

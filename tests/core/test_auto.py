@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from small_networks import calibrated, captured, folded, images
+from stages import calibrated, captured, folded, images
 
 from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.generator import ImageSpec

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_networks import NETWORKS, calibrated, folded, folded_from, images, shape_of
+from small_networks import NETWORKS, shape_of
+from stages import calibrated, folded, folded_from, images
 from torch import nn
 
 from gdfq_export.bias_correction import correct_by_images, correct_by_moments

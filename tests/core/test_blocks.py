@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_networks import NETWORKS, Net, conv_bn, folded, folded_from, head, pooled, randomize
+from network_parts import Net, conv_bn, head, pooled, randomize
+from small_networks import NETWORKS
+from stages import folded, folded_from
 from torch import Tensor, nn
 from torch.nn import functional as F
 

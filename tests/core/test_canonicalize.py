@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from small_networks import NETWORKS, captured, images
+from small_networks import NETWORKS
+from stages import captured, images
 
 from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.passes import canonicalize

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from small_networks import NETWORKS, SHAPE, Net, captured, head, images, network, pooled, randomize, shape_of
+from network_parts import SHAPE, Net, head, pooled, randomize
+from small_networks import NETWORKS, shape_of
+from stages import captured, images, network
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
@@ -86,7 +90,7 @@ def test_a_constant_tensor_of_the_model_becomes_a_constant() -> None:
 def test_an_unknown_operator_is_named_with_its_place() -> None:
     message = refusal(classifier(lambda m, x: m.fc(torch.cumsum(pooled(m.conv(x)), 1))))
     assert "operator cumsum" in message
-    assert "test_capture.py" in message or "small_networks.py" in message
+    assert "test_capture.py" in message or "network_parts.py" in message
 
 
 def test_an_unknown_operator_in_a_submodule_is_named_with_the_submodules_path() -> None:
@@ -103,9 +107,27 @@ def test_two_results_are_refused() -> None:
     assert "returns 2 tensors" in refusal(classifier(lambda m, x: (pooled(m.conv(x)), x)))
 
 
-def test_a_branch_on_the_data_is_refused() -> None:
-    model = classifier(lambda m, x: m.fc(pooled(m.conv(x))) if x.sum() > 0 else pooled(x))
-    assert "depends on the values" in refusal(model)
+DATA_DEPENDENT: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "branch": lambda m, x: m.fc(pooled(m.conv(x))) if x.sum() > 0 else pooled(x),
+    "loop": lambda m, x: m.fc(pooled(x[:, :, : max(row for row in range(8) if x[0, 0, row, 0] <= x.max())])),
+    "shape": lambda m, x: m.fc(pooled(m.conv(x)))[:, : int(x.sum())],
+}
+
+
+@pytest.mark.parametrize("what", DATA_DEPENDENT)
+def test_what_depends_on_the_data_is_refused_with_its_place(what: str) -> None:
+    message = refusal(classifier(DATA_DEPENDENT[what]))
+    assert "at the model (test_capture.py:" in message
+    assert "depends on the values" in message
+
+
+def test_a_choice_by_a_mask_is_refused_by_name() -> None:
+    assert "operator nonzero at the model" in refusal(classifier(lambda m, x: x.nonzero()))
+
+
+def test_modules_that_are_no_longer_python_are_refused() -> None:
+    assert "TorchScript" in refusal(torch.jit.trace(classifier(), torch.zeros(2, *SHAPE)))
+    assert "pass the .pt2 file" in refusal(export_program(classifier(), SHAPE).module())
 
 
 def test_a_fixed_batch_size_is_refused() -> None:
@@ -121,6 +143,12 @@ def test_a_model_that_raises_is_refused_with_its_own_words() -> None:
         raise RuntimeError("no such thing")
 
     assert "no such thing" in refusal(Net(forward))
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_a_wrapped_network_is_captured_like_the_module_in_it(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model, x = classifier(), images()
+    assert torch.equal(FloatProgram(capture(wrap(model), SHAPE))(x), FloatProgram(capture(model, SHAPE))(x))
 
 
 def test_an_exported_program_is_captured_like_the_module_it_came_from() -> None:

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from small_networks import calibrated, captured, fold_batch_norm
+from stages import calibrated, captured
 
 from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.generator import ImageSpec
 from gdfq_export.methods.dfqf import disagreement, inception_loss, update_generator, update_student
-from gdfq_export.passes import canonicalize
+from gdfq_export.passes import canonicalize, fold_batch_norm
 from gdfq_export.plan import BitWidths
 from gdfq_export.settings import Schedule
 from gdfq_export.synthesis import Teacher, start_generator

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_networks import captured
+from stages import captured
 
 from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.distilled import (

@@ -4,7 +4,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
-from small_networks import NETWORKS, folded, images, integer_model, run_onnx, shape_of
+from small_networks import NETWORKS, shape_of
+from stages import folded, images, integer_model, run_onnx
 
 from gdfq_export.emit import float_onnx_from_graph, onnx_from_integer_model
 from gdfq_export.program import FloatProgram

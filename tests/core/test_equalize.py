@@ -4,19 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_networks import (
-    NETWORKS,
-    Net,
-    captured,
-    conv_bn,
-    folded,
-    folded_from,
-    head,
-    images,
-    pooled,
-    randomize,
-    shape_of,
-)
+from network_parts import Net, conv_bn, head, pooled, randomize
+from small_networks import NETWORKS, shape_of
+from stages import captured, folded, folded_from, images
 from torch import nn
 from torch.nn import functional as F
 

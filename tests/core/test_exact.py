@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_networks import folded, images, integer_model
+from stages import folded, images, integer_model
 
 from gdfq_export.exact import (
     IntegerProgram,

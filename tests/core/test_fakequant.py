@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small_networks import calibrated, folded, images
+from stages import calibrated, folded, images
 from torch import nn
 
 from gdfq_export.exact import IntegerProgram

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import torch
-from small_networks import captured, images
+from stages import captured, images
 
 from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.passes import canonicalize, find_channel_shuffle

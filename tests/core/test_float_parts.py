@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from small_networks import Net, conv_bn, head, pooled
+from network_parts import Net, conv_bn, head, pooled
 from test_pipeline import SETTINGS, loaded
 from torch import nn
 from torch.nn import functional as F

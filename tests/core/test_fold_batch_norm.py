@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_networks import NETWORKS, SHAPE, Net, captured, folded, folded_from, head, images, network, pooled, shape_of
+from network_parts import SHAPE, Net, head, pooled
+from small_networks import NETWORKS, shape_of
+from stages import captured, folded, folded_from, images, network
 from torch import nn
 from torch.nn import functional as F
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small_networks import captured, images, network
+from stages import captured, images, network
 
 from gdfq_export.losses import (
     Statistics,

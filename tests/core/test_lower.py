@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import calibrated, folded
+from stages import calibrated, folded
 
 from gdfq_export.arithmetic import is_invariant
 from gdfq_export.graph import INPUT, Graph, Node

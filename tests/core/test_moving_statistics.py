@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_networks import calibrated, captured, folded, images, shape_of
+from small_networks import shape_of
+from stages import calibrated, captured, folded, images
 
 from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.moving_statistics import MovingStatisticsProgram, normalised_layers

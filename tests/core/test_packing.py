@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from small_networks import images, integer_logits, integer_model, run_onnx, shape_of
+from small_networks import shape_of
+from stages import images, integer_logits, integer_model, run_onnx
 
 from gdfq_export.emit import onnx_from_integer_model
 from gdfq_export.onnx_builder import OnnxBuilder

@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from small_networks import calibrated, folded, images, integer_logits, quantize_graph, run_onnx, shape_of
+from small_networks import shape_of
+from stages import calibrated, folded, images, integer_logits, quantize_graph, run_onnx
 
 from gdfq_export.emit import onnx_from_integer_model
 from gdfq_export.exact import IntegerProgram

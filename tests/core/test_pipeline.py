@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from small_networks import Net, folded, images, network, pooled, randomize, run_onnx
+from network_parts import Net, pooled, randomize
+from stages import folded, images, network, run_onnx
 from torch import nn
 from torch.nn import functional as F
 

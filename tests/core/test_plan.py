@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from small_networks import NETWORKS, folded
+from small_networks import NETWORKS
+from stages import folded
 
 from gdfq_export.errors import UnsupportedModelError, UsageError
 from gdfq_export.graph import INPUT, Graph, Node

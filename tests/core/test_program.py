@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import torch
-from small_networks import folded, images, network
+from stages import folded, images, network
 
 from gdfq_export.program import FloatProgram, run_taps
 

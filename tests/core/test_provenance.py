@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from small_networks import images, integer_model, run_onnx
+from stages import images, integer_model, run_onnx
 
 from gdfq_export.emit import onnx_from_integer_model
 from gdfq_export.exact import IntegerProgram

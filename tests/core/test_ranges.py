@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from small_networks import folded, images
+from stages import folded, images
 
 from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.plan import BitWidths, make_plan

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_networks import NETWORKS, calibrated, folded, images
+from small_networks import NETWORKS
+from stages import calibrated, folded, images
 from torch import Tensor
 
 from gdfq_export.blocks import find_blocks

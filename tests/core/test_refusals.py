@@ -11,18 +11,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from small_networks import (
-    SHAPE,
-    Net,
-    conv_bn,
-    folded_from,
-    head,
-    images,
-    integer_logits,
-    pooled,
-    quantize_graph,
-    run_onnx,
-)
+from network_parts import SHAPE, Net, conv_bn, head, pooled
+from stages import folded_from, images, integer_logits, quantize_graph, run_onnx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -158,7 +148,7 @@ def test_unsigned_operands_of_a_concat_are_joined_whatever_made_them() -> None:
 
 
 def test_files_with_companions_have_the_same_bytes_wherever_they_are_written(tmp_path: Path) -> None:
-    from small_networks import network
+    from stages import network
     from test_pipeline import SETTINGS, loaded
 
     from gdfq_export.pipeline import run

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_networks import network
+from stages import network
 
 from gdfq_export import checkpoint as checkpoint_module
 from gdfq_export import pipeline

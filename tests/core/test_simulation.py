@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from small_networks import NETWORKS, calibrated, folded, images, shape_of
+from small_networks import NETWORKS, shape_of
+from stages import calibrated, folded, images
 
 from gdfq_export.exact import IntegerProgram
 from gdfq_export.lower import TARGETS, Quantized, integer_model_from_quantized

@@ -7,7 +7,7 @@ import gc
 import importlib
 
 import torch
-from small_networks import network
+from stages import network
 
 from gdfq_export.methods import Task
 from gdfq_export.methods.calibrate import quantize_to_nearest

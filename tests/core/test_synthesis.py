@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from small_networks import captured, folded
+from stages import captured, folded
 
 from gdfq_export.errors import DivergedError, UnsupportedModelError, UsageError
 from gdfq_export.generator import ImageSpec, image_spec

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small_networks import SHAPE, Net, images
+from network_parts import SHAPE, Net
+from stages import images
 from torch import Tensor, nn
 from torch.nn import functional as F
 

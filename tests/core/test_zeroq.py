@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from small_networks import folded, images
+from stages import folded, images
 from torch import nn
 
 from gdfq_export.allocation import Curve

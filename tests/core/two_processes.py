@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from small_networks import images, network
+from stages import images, network
 
 from gdfq_export import synthesis
 from gdfq_export.ablations import Ablations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,30 @@ def test_a_damaged_file_is_one_sentence_and_no_traceback_is_shown(
         read_program(path)
     logger.removeHandler(caplog.handler)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_program_with_operators_of_a_quantization_library_is_named_as_quantized(tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(classifier(), (torch.zeros(1, 3, 8, 8),)), tmp_path / "net.pt2")
+    with zipfile.ZipFile(tmp_path / "net.pt2") as source, zipfile.ZipFile(tmp_path / "other.pt2", "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            target.writestr(
+                name, content.replace(b"ops.aten.conv2d.default", b"ops.unknown.quantize_per_tensor.default")
+            )
+    with pytest.raises(UnsupportedModelError, match=r"already quantized.* \(quantize_per_tensor at .*other\.pt2\)"):
+        read_program(tmp_path / "other.pt2")
+
+
+def test_a_program_that_needs_a_quantization_library_is_named_as_quantized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: Path) -> None:
+        raise ModuleNotFoundError("No module named 'torchao'", name="torchao")
+
+    torch.export.save(torch.export.export(classifier(), (torch.zeros(1, 3, 8, 8),)), tmp_path / "net.pt2")
+    monkeypatch.setattr("torch.export.load", load)
+    with pytest.raises(UnsupportedModelError, match=r"already quantized.* \(torchao at .*net\.pt2\)"):
+        read_program(tmp_path / "net.pt2")
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:

@@ -111,6 +111,13 @@ def test_weights_that_are_not_finite_are_refused() -> None:
         fit_state(small_network(), state, "w", ignore_extra=False)
 
 
+def test_quantized_weights_are_refused() -> None:
+    state = small_network().state_dict()
+    for codes in (torch.quantize_per_tensor(state["0.weight"], 0.01, 0, torch.qint8), state["0.weight"].char()):
+        with pytest.raises(WeightsError, match=rf"already quantized \(0\.weight is {codes.dtype}\): pass those of"):
+            fit_state(small_network(), {**state, "0.weight": codes}, "w", ignore_extra=False)
+
+
 def test_a_pickle_that_could_run_code_is_refused_and_explained(tmp_path: Path) -> None:
     torch.save(small_network(), tmp_path / "net.pth")
     with pytest.raises(WeightsError, match=r"could run code and are not loaded: save the network's state_dict\(\)"):
