@@ -5,8 +5,8 @@ corrected      ... and biases that bring each layer's mean back (DFQ)
 equalized      channels of equal range first, then ranges and biases
 reconstructed  block by block (`reconstruct.py`), from the better of the two roundings to nearest
 
-The score is the divergence from the float network on held-back images; it needs no data. The ladder ends when the
-score is as good as `ENOUGH`, when nothing is left, or when the budget is used up.
+The score (`score.py`) is how far the logits of held-back images are from the float network's; it needs no data. The
+ladder ends when the score is as good as `ENOUGH`, when nothing is left, or when the budget is used up.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ import torch
 from torch import Tensor
 
 from gdfq_export.bias_correction import correct_by_images
-from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.lower import Quantized
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.dfq import equalized_network
-from gdfq_export.methods.gdfq import divergence
 from gdfq_export.methods.recon import make_images, split
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.reconstruct import reconstruct
+from gdfq_export.score import error_of
 from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
-ENOUGH = 1e-3  # nats: the classes' probabilities are the float network's but for a thousandth
+ENOUGH = 5e-4  # of the logits' variance: what W8A8 usually reaches
 
 
 def auto(task: Task) -> Outcome:
@@ -38,10 +37,10 @@ def auto(task: Task) -> Outcome:
     stopwatch = Stopwatch(settings.schedule.budget_seconds)
     teacher = Teacher(task.captured, settings.device)
     images, held_back = split(make_images(task, teacher, stopwatch))
-    ladder = Ladder(lambda state: divergence(FakeQuantProgram(state, learned_steps=False), teacher, held_back))
+    ladder = Ladder(lambda state: error_of(state, teacher, held_back))
     climb(task, ladder, images, stopwatch)
     assert ladder.best is not None
-    figures = {"images": len(images) + len(held_back), **{f"divergence_{k}": v for k, v in ladder.scores.items()}}
+    figures = {"images": len(images) + len(held_back), **{f"error_{k}": v for k, v in ladder.scores.items()}}
     return Outcome(ladder.best, held_back, figures)
 
 

@@ -12,16 +12,15 @@ import torch
 
 from gdfq_export.assumed_activations import AssumedActivations, propagate
 from gdfq_export.bias_correction import correct_by_images, correct_by_moments
-from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.graph import Graph
 from gdfq_export.lower import Quantized
-from gdfq_export.methods.gdfq import divergence
 from gdfq_export.methods.recon import make_images
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.moments import Moments, batch_norm_outputs, divided, peak, shifted
 from gdfq_export.passes import absorb_bias, equalize
 from gdfq_export.quantizers import weight_scales
 from gdfq_export.ranges import affines_from_ranges, observe
+from gdfq_export.score import error_of
 from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
@@ -30,7 +29,7 @@ IMAGES = 128  # distilled, half of them held back
 
 
 def dfq(task: Task) -> Outcome:
-    """Quantizes the equalized network without images, then picks the bias correction with the least divergence."""
+    """Quantizes the equalized network without images, then picks the bias correction with the least error."""
     settings = task.settings
     teacher = Teacher(task.captured, settings.device)
     graph, stated = equalized_network(task)
@@ -45,11 +44,8 @@ def dfq(task: Task) -> Outcome:
         "analytic": correct_by_moments(plain, moments),
         "empirical": correct_by_images(plain, images.cpu()),
     }
-    figures = {
-        f"divergence_{name}": divergence(FakeQuantProgram(candidate, learned_steps=False), teacher, held_back)
-        for name, candidate in candidates.items()
-    }
-    best = min(candidates, key=lambda name: figures[f"divergence_{name}"])
+    figures = {f"error_{name}": error_of(candidate, teacher, held_back) for name, candidate in candidates.items()}
+    best = min(candidates, key=lambda name: figures[f"error_{name}"])
     return Outcome(candidates[best], held_back.cpu(), figures)
 
 

@@ -25,8 +25,8 @@ from gdfq_export.errors import DivergedError
 from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.losses import distillation_loss, run_with_statistics, statistics_loss
 from gdfq_export.methods.calibrate import quantize_to_nearest
-from gdfq_export.methods.gdfq import divergence
 from gdfq_export.methods.task import Outcome, Task
+from gdfq_export.score import error_of, logit_error
 from gdfq_export.settings import Schedule
 from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import (
@@ -84,13 +84,13 @@ def dfqf(task: Task) -> Outcome:
         task.progress("training generator and student against each other", done + 1, schedule.steps)
     task.progress("training generator and student against each other", 1, 1)
     held_back = torch.cat(images(settings.seed + HELD_BACK_SEED)).cpu()
-    before = divergence(FakeQuantProgram(calibrated, learned_steps=False), teacher, held_back)
-    after = divergence(student, teacher, held_back)
+    before = error_of(calibrated, teacher, held_back)
+    after = logit_error(student, teacher, held_back)
     figures = {
         "generator_steps": warmup + done,
         "student_steps": done,
-        "divergence_calibrated": before,
-        "divergence_trained": after,
+        "error_calibrated": before,
+        "error_trained": after,
     }
     kept = student.quantized() if after < before else calibrated
     return Outcome(kept, held_back, figures, traces={"divergence of the student from the teacher": losses})
@@ -106,7 +106,7 @@ def update_generator(
         channels_last = images.contiguous(memory_format=torch.channels_last)
         logits, found = run_with_statistics(teacher.program, channels_last, teacher.names)
     logits = logits.float()
-    statistics = statistics_loss(found, teacher.statistics, schedule.reading)
+    statistics = statistics_loss(found, teacher.statistics, schedule.statistics)
     loss = inception_loss(logits) + schedule.beta * statistics
     if student is not None:
         loss = loss - disagreement(student(images.float()), logits)

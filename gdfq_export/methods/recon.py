@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from gdfq_export.distilled import Images, distil_images, fit_to_time, time_a_step
-from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.methods.calibrate import quantize_to_nearest
-from gdfq_export.methods.gdfq import divergence
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.reconstruct import reconstruct
+from gdfq_export.score import error_of
 from gdfq_export.settings import Distillation
 from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
@@ -33,9 +32,9 @@ def recon(task: Task) -> Outcome:
     trained = reconstruct(
         calibrated, images, settings.reconstruction, settings.seed, task.progress, stopwatch, task.checkpoint
     )
-    before = divergence(FakeQuantProgram(calibrated, learned_steps=False), teacher, held_back)
-    after = divergence(FakeQuantProgram(trained, learned_steps=False), teacher, held_back)
-    figures = {"images": len(made.pixels), "divergence_calibrated": before, "divergence_trained": after}
+    before = error_of(calibrated, teacher, held_back)
+    after = error_of(trained, teacher, held_back)
+    figures = {"images": len(made.pixels), "error_calibrated": before, "error_trained": after}
     return Outcome(trained if after < before else calibrated, held_back, figures)
 
 

@@ -13,7 +13,6 @@ from torch import nn
 from gdfq_export.errors import UnsupportedModelError
 from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.methods.dfq import dfq, equalized_network
-from gdfq_export.methods.gdfq import divergence
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.models.sources import LoadedModel
 from gdfq_export.passes import equalize
@@ -21,6 +20,7 @@ from gdfq_export.pipeline import prepare
 from gdfq_export.plan import BitWidths
 from gdfq_export.program import FloatProgram, run_taps
 from gdfq_export.progress import silent
+from gdfq_export.score import logit_error
 from gdfq_export.settings import Distillation, Schedule, Settings
 from gdfq_export.synthesis import Teacher
 
@@ -87,11 +87,11 @@ def test_channels_of_an_activation_come_to_have_more_even_ranges() -> None:
 
 
 def test_the_correction_that_is_kept_has_the_least_divergence() -> None:
-    found = {key: value for key, value in outcome().figures.items() if key.startswith("divergence_")}
-    assert set(found) == {"divergence_plain", "divergence_analytic", "divergence_empirical"}
+    found = {key: value for key, value in outcome().figures.items() if key.startswith("error_")}
+    assert set(found) == {"error_plain", "error_analytic", "error_empirical"}
     kept = FakeQuantProgram(outcome().quantized, learned_steps=False)
     teacher = Teacher(task().captured, "cpu")
-    assert divergence(kept, teacher, outcome().held_back) == min(found.values())
+    assert logit_error(kept, teacher, outcome().held_back) == min(found.values())
 
 
 def test_equalization_helps_a_depthwise_network_at_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:

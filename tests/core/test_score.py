@@ -1,0 +1,66 @@
+"""The measure that chooses between states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from stages import calibrated, captured, folded
+from torch import Tensor, nn
+
+from gdfq_export.passes import canonicalize
+from gdfq_export.plan import BitWidths
+from gdfq_export.score import error_of, logit_error
+from gdfq_export.synthesis import Teacher
+
+IMAGES = torch.tensor([[3.0, 0.0, 0.0], [0.0, 3.0, 3.0]])
+
+
+class Answers(nn.Module):
+    """Gives what it is told to give, row by row."""
+
+    def __init__(self, answers: Tensor) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answers[: len(x)]
+
+
+class Told:
+    """A float network that answers with its images."""
+
+    device = "cpu"
+
+    @staticmethod
+    def program(x: Tensor) -> Tensor:
+        return x
+
+
+def error(answers: Tensor) -> float:
+    student: Any = Answers(answers)
+    teacher: Any = Told()
+    return logit_error(student, teacher, IMAGES)
+
+
+def test_neither_a_factor_nor_a_constant_of_an_image_counts() -> None:
+    assert error(IMAGES * 7.0 + torch.tensor([[5.0], [-2.0]])) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_share_that_is_not_explained_by_hand() -> None:
+    # centred: (2, -1, -1), (-2, 1, 1) against (2, -1, -1), (-1, 2, -1): <q, f> = 6 + 3, |q|^2 = |f|^2 = 12
+    assert error(torch.tensor([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0]])) == pytest.approx(1 - 81 / 144)
+
+
+@pytest.mark.parametrize("answers", [-IMAGES, torch.zeros(2, 3), torch.ones(2, 3)])
+def test_an_answer_that_says_nothing_or_the_opposite_has_the_largest_error(answers: Tensor) -> None:
+    assert error(answers) == 1.0
+
+
+def test_fewer_bits_have_a_larger_error() -> None:
+    graph, teacher = folded("residual"), Teacher(canonicalize(captured("residual")), "cpu")
+    images = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    errors = [error_of(calibrated(graph, BitWidths(bits, bits)), teacher, images) for bits in (8, 6, 4, 2)]
+    assert errors == sorted(errors)
+    assert 0.0 < errors[0] < 0.01 < errors[-1]
