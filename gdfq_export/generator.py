@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from gdfq_export.distributed import size, sum_over_all
 
 NOISE = 100
+CONTRAST = 0.2  # deviation of a pixel at the start, as a share of its range
 BASE_CHANNELS = 128
 LARGE_IMAGE = 64
 SMALLEST_MAP = 8
@@ -150,6 +151,8 @@ class Generator(nn.Module):
         self.norms = nn.ModuleList(norm(b) for _, b in pairs)
         self.last = nn.Conv2d(widths[-1], channels, 3, padding=1)
         self.whiten = nn.BatchNorm2d(channels, track_running_stats=False)
+        with torch.no_grad():  # one, as in the paper, would leave the range of pixels where their mean and std are 0.5
+            self.whiten.weight.copy_(CONTRAST * (torch.tensor(spec.high) - torch.tensor(spec.low)))
         self.register_buffer("low", torch.tensor(spec.low).view(-1, 1, 1))
         self.register_buffer("high", torch.tensor(spec.high).view(-1, 1, 1))
 

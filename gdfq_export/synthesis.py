@@ -47,7 +47,7 @@ class Teacher:
         if not stored:
             raise UnsupportedModelError(
                 "the model has no batch norm, whose statistics data-free synthesis needs: pass a model from before "
-                "batch norm was folded, or quantize it with images of your own in another tool"
+                "batch norm was folded, or images of your own (--method calibrate --calibration-data DIR)"
             )
         self.graph, self.device = graph, device
         self.program = FloatProgram(graph).to(device)
@@ -107,7 +107,7 @@ def update_generator(state: GeneratorState, teacher: Teacher, schedule: Schedule
         )
     loss = generator_loss(
         generator_cross_entropy(logits.float(), batch.labels) if parts.generator_cross_entropy else None,
-        statistics_loss(found, teacher.statistics, schedule.reading) if parts.generator_statistics else None,
+        statistics_loss(found, teacher.statistics, schedule.statistics) if parts.generator_statistics else None,
         schedule.beta,
     )
     value = float(loss.detach())

@@ -27,6 +27,7 @@ from gdfq_export.methods.supply import Generated, Real, Supply
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.moving_statistics import MovingStatisticsProgram
 from gdfq_export.quantizers import Affine
+from gdfq_export.score import error_of, logit_error
 from gdfq_export.settings import Schedule
 from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import GENERATOR_STAGE, GeneratorStep, Teacher
@@ -45,7 +46,7 @@ class Training:
     supply: Supply
     student: FakeQuantProgram
     forward: nn.Module  # the same, with gradients averaged over processes
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     steps: int  # planned
     done: int = 0
 
@@ -88,14 +89,14 @@ def gdfq(task: Task) -> Outcome:
         stopwatch.add(saved["seconds"])
     train(task, training, calibrated, stopwatch)
     held_back = supply.held_back()
-    before = divergence(FakeQuantProgram(calibrated, learned_steps=False), teacher, held_back)
-    after = divergence(training.student.eval(), teacher, held_back)
+    before = error_of(calibrated, teacher, held_back)
+    after = logit_error(training.student.eval(), teacher, held_back)
     keep = after < before or not task.settings.schedule.ablations.keep_better
     figures = {
         **supply.figures(),
         "student_steps": training.done,
-        "divergence_calibrated": before,
-        "divergence_trained": after,
+        "error_calibrated": before,
+        "error_trained": after,
         "kept_trained": float(keep),
     }
     return Outcome(training.student.quantized() if keep else calibrated, held_back, figures)
@@ -117,9 +118,12 @@ def start_training(task: Task, calibrated: Quantized, supply: Supply) -> Trainin
         {"params": [p for p in trained if id(p) not in steps], "weight_decay": 1e-4},
         {"params": [p for p in trained if id(p) in steps], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.SGD(
-        [group for group in groups if group["params"]], lr=schedule.student_lr, momentum=0.9, nesterov=True
-    )
+    groups = [group for group in groups if group["params"]]
+    optimizer: torch.optim.Optimizer
+    if schedule.student_optimizer == "adam":
+        optimizer = torch.optim.Adam([{**group, "weight_decay": 0.0} for group in groups], lr=schedule.student_lr)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=schedule.student_lr, momentum=0.9, nesterov=True)
     return Training(supply, student.train(), shared(student), optimizer, schedule.steps)
 
 
@@ -173,17 +177,6 @@ def calibrated_from_saved(task: Task, saved: Mapping[str, Any]) -> Quantized:
     return Quantized(task.folded, task.plan, affines, saved["weight_scales"])
 
 
-@torch.no_grad()
-def divergence(student: FakeQuantProgram, teacher: Teacher, images: Tensor) -> float:
-    """Mean KL of the student's classes from the teacher's on held-back images: the data-free choice of a state."""
-    student = student.to(teacher.device)
-    total = 0.0
-    for batch in torch.split(images, 32):
-        batch = batch.to(teacher.device)
-        total += float(distillation_loss(student(batch), teacher.program(batch))) * len(batch)
-    return total / len(images)
-
-
 def loss_of_student(student: nn.Module, seen: GeneratorStep, schedule: Schedule) -> Tensor:
     """L2(Q) (eq. 10) on generated images, or what the switches leave of it."""
     logits, parts = student(seen.images), schedule.ablations
@@ -213,7 +206,7 @@ def refuse_diverged(loss: float, step: int, rate: float) -> None:
 
 
 def update_student(
-    student: nn.Module, optimizer: torch.optim.SGD, seen: GeneratorStep, schedule: Schedule, step: int
+    student: nn.Module, optimizer: torch.optim.Optimizer, seen: GeneratorStep, schedule: Schedule, step: int
 ) -> None:
     """One step of L2(Q) on the images that the generator was just updated with."""
     loss = loss_of_student(student, seen, schedule)

@@ -10,12 +10,17 @@ import torch
 from torch import nn
 
 from gdfq_export.errors import DivergedError, UnsupportedModelError
-from gdfq_export.methods import METHODS
+from gdfq_export.methods import METHODS, Task
+from gdfq_export.methods.calibrate import quantize_to_nearest
+from gdfq_export.methods.gdfq import start_training
+from gdfq_export.methods.supply import Generated
 from gdfq_export.models.random_weights import set_batch_norm_statistics
 from gdfq_export.models.sources import LoadedModel
 from gdfq_export.pipeline import prepare, quantize_model
 from gdfq_export.plan import BitWidths
+from gdfq_export.progress import silent
 from gdfq_export.settings import Distillation, Schedule, Settings, schedule_for
+from gdfq_export.synthesis import Teacher
 
 SHORT = Schedule(batch=16, warmup_steps=4, steps=4, steps_per_epoch=2, calibration_images=32)
 
@@ -63,7 +68,7 @@ def test_gdfq_trains_generator_and_student_in_turns_and_keeps_the_better_state(n
     figures = quantize_model(prepare(network, task), task).outcome.figures
     assert figures["generator_steps"] == 8
     assert figures["student_steps"] == 4
-    assert figures["divergence_trained"] != figures["divergence_calibrated"]
+    assert figures["error_trained"] != figures["error_calibrated"]
 
 
 def test_a_budget_ends_training_early(network: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,3 +100,18 @@ def test_the_paper_preset_is_section_5_1() -> None:
     for schedule in (cifar, imagenet):
         assert (schedule.beta, schedule.gamma, schedule.generator_lr) == (0.1, 1.0, 1e-3)
         assert (schedule.decay_epochs, schedule.steps_per_epoch, schedule.reading) == (100, 200, "paper")
+        assert (schedule.statistics, schedule.student_optimizer) == ("paper", "sgd")
+
+
+def test_the_student_has_the_optimizer_that_is_asked_for(network: LoadedModel) -> None:
+    kinds = {}
+    for name in ("sgd", "adam"):
+        task = settings("gdfq", dataclasses.replace(SHORT, student_optimizer=name))
+        prepared = prepare(network, task)
+        asked = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, task, silent)
+        supply = Generated(asked, Teacher(prepared.captured, "cpu"))
+        kinds[name] = start_training(asked, quantize_to_nearest(asked, supply.calibration()), supply).optimizer
+    assert isinstance(kinds["sgd"], torch.optim.SGD)
+    assert isinstance(kinds["adam"], torch.optim.Adam)
+    assert all(group["nesterov"] for group in kinds["sgd"].param_groups)
+    assert all(group["weight_decay"] == 0.0 for group in kinds["adam"].param_groups)

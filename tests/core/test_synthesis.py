@@ -32,7 +32,7 @@ def test_a_network_without_batch_norm_is_refused_with_what_to_do() -> None:
     with pytest.raises(UnsupportedModelError, match="no batch norm") as caught:
         Teacher(folded("plain"), "cpu")
     assert caught.value.exit_code == 3
-    assert "quantize it with images" in str(caught.value)
+    assert "--method calibrate --calibration-data" in str(caught.value)
 
 
 def test_a_generator_depends_on_its_seed_alone(teacher: Teacher, spec: ImageSpec) -> None:
