@@ -2,8 +2,8 @@
 
     python benchmarks/kill_resume.py --model resnet20_cifar10 --kills 5 --seed 0
 
-Every option behind `--` is passed on to `quantize`. The run is killed at moments drawn uniformly between its start and
-the time that the uninterrupted run took, each time resumed from what the killed process had saved, and then left to
+Every option behind `--` is passed on to `quantize`. The run is killed at moments drawn uniformly over the time that the
+uninterrupted run took, each time resumed from what the killed process had saved, and then left to
 finish. Exits with 1 when a byte differs or a work directory is left over.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import platform
 import random
 import subprocess
@@ -66,9 +67,9 @@ def main() -> None:
         seconds = finish(command(whole, options))
         print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
         print(f"uninterrupted: {seconds:.1f} s\n\n| kill | after | state saved by then |\n|---|---|---|", flush=True)
-        moments = random.Random(args.seed)
-        for index in range(args.kills):
-            moment = moments.uniform(0.05, 0.95) * seconds
+        drawn = random.Random(args.seed)
+        moments = sorted(drawn.uniform(0.05, 0.95) * seconds for _ in range(args.kills))
+        for index, moment in enumerate(b - a for a, b in itertools.pairwise([0.0, *moments])):
             running = kill_after(moment, command(killed, [*options, "--resume"]))
             work = killed.with_suffix(".work")
             stages = ", ".join(sorted(path.stem for path in work.glob("*.state"))) if work.is_dir() else "none"

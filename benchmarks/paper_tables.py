@@ -89,9 +89,9 @@ TABLES: dict[str, list[Variant]] = {
 def sheets(root: Path, prefix: str, loaded: LoadedModel) -> tuple[Tensor, Tensor]:
     """CIFAR-10 sheets (one image a row) as normalised images with labels."""
     labels = json.loads((root / "labels.json").read_text())
-    names = sorted(path.name for path in root.glob(f"{prefix}_*.png"))
+    names = sorted(path.name for path in root.glob(f"{prefix}*.png"))
     if not names:
-        raise SystemExit(f"no sheet {prefix}_*.png in {root}")
+        raise SystemExit(f"no sheet {prefix}*.png in {root}")
     pixels = np.concatenate([np.asarray(Image.open(root / name)).reshape(-1, 32, 32, 3) for name in names])
     mean, std = np.asarray(loaded.mean, np.float32), np.asarray(loaded.std, np.float32)
     images = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)

@@ -43,7 +43,7 @@ from gdfq_export.synthesis import Teacher, autocast
 LARGEST_RATIO = {True: 0.40, False: 0.70}
 LARGEST_DIFFERENCE = 1e-2
 LARGEST_MEMORY = 3.0
-LARGEST_GROWTH = 0.02  # GB over the timed steps
+LARGEST_GROWTH = 0.02  # GB, of the least memory in the second half of the steps over that in the first
 
 
 def resident() -> float:
@@ -102,7 +102,7 @@ def main() -> None:
     print(f"\nfloat student: logits differ by at most {float_gap:.1e}\n")
 
     times: dict[str, list[tuple[float, float]]] = {"plain loop": [], "ours": []}
-    before = 0.0
+    held = []  # memory after each step
     for step in range(args.steps + 1):
         drawn = sample(args.batch, classes, randomness)
         for name in times:
@@ -113,16 +113,17 @@ def main() -> None:
                 plain.iterate(drawn.noise, drawn.labels)
             if step:  # the first warms up
                 times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
-        if step == min(3, args.steps):  # the allocator has seen every size by then
-            before = resident()
-    growth = resident() - before
+        held.append(resident())
+    # The allocator keeps now more, now less of what is free, by 0.3 GB; what a loop never gives back raises the least.
+    half = len(held) // 2
+    growth = min(held[half:]) - min(held[:half])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     wall, cpu = ({name: statistics.median(t[i] for t in values) for name, values in times.items()} for i in (0, 1))
     print("| | plain loop | ours | ratio |\n|---|---|---|---|")
     for label, value in (("seconds a step", wall), ("CPU seconds a step", cpu)):
         ratio = value["ours"] / value["plain loop"]
         print(f"| {label} | {value['plain loop']:.3f} | {value['ours']:.3f} | {ratio:.2f} |")
-    print(f"\npeak memory of both loops together: {peak:.2f} GB; growth after step 3: {growth:.3f} GB")
+    print(f"\npeak memory of both loops together: {peak:.2f} GB; growth of the least: {growth:.3f} GB")
     ratio = cpu["ours"] / cpu["plain loop"]  # as wall time, but not disturbed by other processes
     good = (
         ratio <= LARGEST_RATIO[bf16]
