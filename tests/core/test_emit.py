@@ -103,9 +103,12 @@ def test_absorbed_activations_are_left_out() -> None:
 
 
 def test_codes_below_8_bits_are_clipped_behind_every_quantizer() -> None:
-    nodes = emitted("plain", 4, 4).graph.node
-    clipped = {node.input[0] for node in nodes if node.op_type == "Clip"}
-    assert clipped == {node.output[0] for node in nodes if node.op_type == "QuantizeLinear"}
+    graph = emitted("plain", 4, 4).graph
+    clipped = {node.input[0] for node in graph.node if node.op_type == "Clip"}
+    quantizers = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    image = {node.output[0] for node in quantizers if node.input[0] == graph.input[0].name}
+    assert len(image) == 1
+    assert clipped == {node.output[0] for node in quantizers} - image
 
 
 def test_every_kernel_feeds_exactly_one_quantizer() -> None:

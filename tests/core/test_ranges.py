@@ -56,7 +56,7 @@ def test_least_error_keeps_the_whole_range_where_nothing_is_gained_by_clipping()
 
 def test_least_error_clips_a_lonely_outlier() -> None:
     x = torch.cat([torch.linspace(-1, 1, 39_999), torch.tensor([3.0])]).reshape(10_000, *SHAPE)
-    found = observed(graph_of(), x, method="mse", bits=BitWidths(8, 2))
+    found = observed(graph_of(), x, method="mse", bits=BitWidths(8, 2, image=2))
     assert found[INPUT].high < 2.5
 
 
@@ -114,7 +114,7 @@ def test_every_group_of_a_network_gets_a_range() -> None:
 def test_ranges_become_scales_of_the_widths_in_the_plan() -> None:
     graph = graph_of(("act", "relu", ("conv",), {}), ("end", "conv", ("act",), {}))
     graph = Graph((*graph.nodes[:-1], dataclasses.replace(graph["conv"], name="end", inputs=("act",))), *vars_of(graph))
-    plan = make_plan(graph, BitWidths(4, 4))
+    plan = make_plan(graph, BitWidths(4, 4, image=4))
     ranges = {INPUT: Range(-1.0, 2.0), "act": Range(0.0, 3.0), "end": Range(-1.0, 4.1)}
     affines = affines_from_ranges(plan, ranges)
     assert affines[INPUT] == Affine(3 / 15, 5)

@@ -88,8 +88,8 @@ def test_bit_operations_are_multiplications_times_both_widths() -> None:
     graph = prepared(EIGHT).folded
     first = graph.of("conv")[0]
     plan = make_plan(graph, BitWidths(8, 4))
-    channels = 4  # the image is padded from three
-    assert bit_operations_of(graph, plan, first, 3) == channels * 32 * 9 * 8 * 8 * 3 * 4
+    channels, pixel = 4, 8  # the image is padded from three channels, and keeps its 8 bits
+    assert bit_operations_of(graph, plan, first, 3) == channels * 32 * 9 * 8 * 8 * 3 * pixel
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
