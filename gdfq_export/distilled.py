@@ -4,8 +4,8 @@
 
 What is optimised is not the pixels but the waves z that the image is made of, each with an amplitude that falls with
 its frequency f as in photographs, and with three colours of which the grey one is the strongest (Olah et al. 2017).
-Pixels as variables fit the statistics by noise, which no photograph contains; waves reach a loss fifty times smaller
-in as many steps. The gradient goes through a random shift and flip, so that no image fits one alignment of the
+Pixels as variables fit the statistics by noise, which no photograph contains; waves come nearer to them in fewer
+steps. The gradient goes through a random shift and flip, so that no image fits one alignment of the
 network's strides, and pixels stay what a real image can hold. The statistics are of a whole batch: a batch is one
 sample of the training distribution, and a larger one fits it better.
 """

@@ -26,7 +26,7 @@ def logit_error(student: FakeQuantProgram, teacher: Teacher, images: Tensor) -> 
     product = of_student = of_teacher = 0.0
     for batch in torch.split(images, BATCH):
         batch = batch.to(teacher.device)
-        q, f = (logits.double() - logits.double().mean(1, keepdim=True) for logits in _both(student, teacher, batch))
+        q, f = (_centred(network(batch)) for network in (student, teacher.program))
         product += float((q * f).sum())
         of_student += float(q.square().sum())
         of_teacher += float(f.square().sum())
@@ -34,8 +34,8 @@ def logit_error(student: FakeQuantProgram, teacher: Teacher, images: Tensor) -> 
     return 1.0 - max(product, 0.0) ** 2 / scale if scale > 0.0 else 1.0
 
 
-def _both(student: FakeQuantProgram, teacher: Teacher, batch: Tensor) -> tuple[Tensor, Tensor]:
-    return student(batch), teacher.program(batch)
+def _centred(logits: Tensor) -> Tensor:
+    return logits.double() - logits.double().mean(1, keepdim=True)
 
 
 def error_of(quantized: Quantized, teacher: Teacher, images: Tensor) -> float:
