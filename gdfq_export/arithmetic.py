@@ -75,6 +75,20 @@ def add_neon(a: QTensor, b: QTensor, c: QTensor) -> Codes:
     return _saturate(np.sign(total) * magnitude + c.zero_point)
 
 
+def mean_is_clear_of_ties(source: QTensor, result: QTensor, count: int) -> bool:
+    """Whether float rounding cannot move the mean of `count` codes across the middle between two codes.
+
+    Bounds the sum of `count` dequantized values, in whatever order, and the one product of an integer sum.
+    """
+    totals = np.arange(-source.zero_point * count, (source.qmax - source.zero_point) * count + 1)
+    ratio = float(source.scale) / float(result.scale)
+    codes = totals * (ratio / count)
+    codes = codes[(codes > -result.zero_point - 1) & (codes < result.qmax - result.zero_point + 1)]
+    largest = max(source.zero_point, source.qmax - source.zero_point) * ratio
+    error = ((count + 4) * largest + 256) * np.finfo(F32).eps / 2
+    return bool((np.abs(codes - np.floor(codes) - 0.5) > error).all())
+
+
 def mul_unfused(a: QTensor, b: QTensor, c: QTensor) -> Codes:
     """The product's codes for every pair, on x86."""
     x, y = _grid(a, b)

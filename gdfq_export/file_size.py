@@ -41,13 +41,13 @@ class FileSize:
 
 def bytes_beside_weights(model: IntegerModel, widths: Collection[int], images: Tensor) -> FileSize:
     """Bounds from above, a few kilobytes beyond what it will be; `images` are those of the golden vectors."""
-    golden, count = golden_vectors(IntegerProgram(model).eval(), images), len(model.layers)
-    smallest = min(model.layers, key=lambda name: model.layers[name].q_weight.size)
+    golden, count = golden_vectors(IntegerProgram(model).eval(), images), len(model.plan.weights)
+    smallest = min(model.plan.weights, key=lambda name: model.layers[name].q_weight.size)
 
     def beside(bits: int, packed: Collection[str] = ()) -> int:
-        asked = {name: PACKED_BITS if name in packed else bits for name in model.layers}
-        layers = {name: _narrowed(layer, asked[name]) for name, layer in model.layers.items()}
-        proto = onnx_from_integer_model(dataclasses.replace(model, layers=layers))
+        asked = {name: PACKED_BITS if name in packed else bits for name in model.plan.weights}
+        layers = {name: _narrowed(model.layers[name], width) for name, width in asked.items()}
+        proto = onnx_from_integer_model(dataclasses.replace(model, layers={**model.layers, **layers}))
         stamp(proto, {}, golden)
         weights = sum(weight_bytes(layer.q_weight.size, layer.bits) for layer in layers.values())
         return len(proto.SerializeToString()) - weights

@@ -10,23 +10,25 @@ all of them, the others give up what their processor does not need.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from gdfq_export.arithmetic import is_invariant, is_sigmoid_invariant
+from gdfq_export.arithmetic import is_invariant, is_sigmoid_invariant, mean_is_clear_of_ties
 from gdfq_export.errors import UnsupportedModelError
 from gdfq_export.graph import Graph, Node
 from gdfq_export.integer import IntegerModel, PixelInput, QLayer, QTensor, TargetReport
 from gdfq_export.plan import Plan
+from gdfq_export.pool_as_conv import pool_as_conv, window_of
 from gdfq_export.quantizers import Affine, quantize_weight
 from gdfq_export.saturation import make_safe
 
 NUDGE = 1.0002
 MAX_NUDGES = 200
 INT32_MAX = 2**31 - 1
+SMALL_WINDOW = 9
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,12 @@ def integer_model_from_quantized(quantized: Quantized, target: Target) -> Intege
     return IntegerModel(graph, plan, tensors, layers, report)
 
 
+def lower(quantized: Quantized, target: str, without: Collection[str] = ()) -> IntegerModel:
+    """The integer model as the file will hold it, for a target and without some passes for speed."""
+    model = integer_model_from_quantized(quantized, TARGETS[target])
+    return model if "pool_as_conv" in without else pool_as_conv(model)
+
+
 def with_pixel_input(model: IntegerModel, mean: Sequence[float], std: Sequence[float]) -> IntegerModel:
     """The same model for bytes (N, H, W, C): normalisation becomes an exact integer layer in front."""
     channels, height, width = model.graph.input_shape
@@ -104,7 +112,11 @@ def _nudge(quantized: Quantized, scales: dict[str, np.float32]) -> None:
     nothing changes.
     """
     graph = quantized.graph
-    operators = [node for node in graph.nodes if node.op in ("add", "mul", "add_scalar", "sigmoid")]
+    operators = [
+        node
+        for node in graph.nodes
+        if node.op in ("add", "mul", "add_scalar", "sigmoid") or _is_free_mean(node, quantized.plan)
+    ]
     for _ in range(MAX_NUDGES):
         stable = True
         for node in operators:
@@ -129,10 +141,19 @@ def _nudge(quantized: Quantized, scales: dict[str, np.float32]) -> None:
 def _is_invariant(graph: Graph, node: Node, tensors: Mapping[str, QTensor], result: QTensor) -> bool:
     if node.op == "sigmoid":
         return is_sigmoid_invariant(tensors[node.inputs[0]], result)
+    if node.op == "avg_pool":
+        return mean_is_clear_of_ties(tensors[node.inputs[0]], result, window_of(node) or 1)
     operands = operands_of(node, tensors)
     assert operands is not None
     broadcast = node.op == "add_scalar" or len({graph[name].shape for name in node.inputs}) > 1
     return is_invariant("mul" if node.op == "mul" else "add", *operands, result, broadcast=broadcast)
+
+
+def _is_free_mean(node: Node, plan: Plan) -> bool:
+    """Average pooling for which a few nudges find a scale without ties; larger windows have too many sums."""
+    small = node.op == "avg_pool" and (window_of(node) or INT32_MAX) <= SMALL_WINDOW
+    names = [node.inputs[0], node.name] if small else []
+    return len({plan.tensors[name].group for name in names if name in plan.tensors}) == 2
 
 
 def _result_of(node: Node, plan: Plan) -> str | None:

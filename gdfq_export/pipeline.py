@@ -31,7 +31,7 @@ from gdfq_export.float_parts import float_parts
 from gdfq_export.generator import ImageSpec, image_spec
 from gdfq_export.graph import Graph, Node
 from gdfq_export.integer import IntegerModel
-from gdfq_export.lower import TARGETS, integer_model_from_quantized, with_pixel_input
+from gdfq_export.lower import lower, with_pixel_input
 from gdfq_export.methods import METHODS, Outcome, Task
 from gdfq_export.models.sources import LoadedModel
 from gdfq_export.passes import canonicalize, find_channel_shuffle, fold_batch_norm, pad_input
@@ -94,7 +94,7 @@ def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
         )
     folded = fold_batch_norm(captured)
     if "pad_input" not in settings.without:
-        folded = pad_input(folded)
+        folded = pad_input(folded, large_windows=settings.target == "x86-vnni")
     image = image_spec(loaded.input_size, loaded.mean, loaded.std)
     plan = make_plan(folded, settings.bits, (min(image.low), max(image.high)))
     return Prepared(loaded, captured, folded, plan, image, endings, in_float)
@@ -116,7 +116,7 @@ def quantize_model(
 
 def lower_outcome(prepared: Prepared, settings: Settings, outcome: Outcome, progress: Progress = silent) -> Exported:
     """The integers of what a method returned, and how often they agree with the float network."""
-    integer = integer_model_from_quantized(outcome.quantized, TARGETS[settings.target])
+    integer = lower(outcome.quantized, settings.target, settings.without)
     integer = dataclasses.replace(integer, graph=with_endings(integer.graph, prepared.endings))
     program = IntegerProgram(integer).eval()
     agreement = teacher_agreement(program, FloatProgram(prepared.folded), outcome.held_back, progress)

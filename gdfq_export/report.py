@@ -74,7 +74,7 @@ def widths_of(model: IntegerModel) -> str:
         found = sorted(set(values))
         return str(found[0]) if len(found) == 1 else f"{found[0]}-{found[-1]}"
 
-    weights = span(layer.bits for layer in model.layers.values())
+    weights = span(model.layers[name].bits for name in model.plan.weights)
     return f"W{weights}A{span(spec.bits for name, spec in model.plan.tensors.items() if name in model.plan.sources)}"
 
 

@@ -18,7 +18,7 @@ from gdfq_export.allocation import Allocation, Curve, pareto_front, within
 from gdfq_export.errors import UsageError
 from gdfq_export.file_size import FileSize, bytes_beside_weights
 from gdfq_export.graph import Node
-from gdfq_export.lower import TARGETS, Quantized, integer_model_from_quantized
+from gdfq_export.lower import Quantized, lower
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.recon import make_images, split
 from gdfq_export.methods.task import Outcome, Task
@@ -57,7 +57,7 @@ def allocate(task: Task, quantized: Quantized, images: Tensor, held_back: Tensor
     size = FileSize(0, {}, 0)
     if by_size:
         widths = {*WIDTHS, *(spec.bits for spec in task.plan.weights.values())}
-        integer = integer_model_from_quantized(quantized, TARGETS[task.settings.target])
+        integer = lower(quantized, task.settings.target, task.settings.without)
         size = bytes_beside_weights(integer, widths, held_back)
     costs = {}
     for node in task.folded.of(*LAYERS):

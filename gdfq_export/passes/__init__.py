@@ -9,8 +9,8 @@ from gdfq_export.passes.find_channel_shuffle import find_channel_shuffle
 from gdfq_export.passes.fold_batch_norm import fold_batch_norm
 from gdfq_export.passes.pad_input import pad_input
 
-OPTIONAL_PASSES = ("find_channel_shuffle", "pad_input")
-"""Passes for speed alone, which can be left out by name."""
+OPTIONAL_PASSES = ("find_channel_shuffle", "pad_input", "pool_as_conv")
+"""Passes for speed alone, which can be left out by name; `pool_as_conv` works on the lowered model."""
 
 __all__ = [
     "OPTIONAL_PASSES",

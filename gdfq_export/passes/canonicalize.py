@@ -14,6 +14,7 @@
     x * a * b                -> x * (a b)
     pad with 0, then conv    -> conv with more padding
     conv on a 1x1 map        -> reshape, linear             (when the kernel is 1x1)
+    transpose that only moves axes of length 1 -> reshape   (a channel shuffle of one group does nothing)
     reshape of a reshape     -> the last one
     reshape that changes nothing -> nothing
 
@@ -34,7 +35,7 @@ def canonicalize(graph: Graph) -> Graph:
     """The same function with fewer forms; each step is its own small function."""
     steps = (
         *(_expand_nodes, _drop_identities, _cut_concats, _drop_identities, _drop_zeros, _drop_broadcasts),
-        *(_absorb_padding, _linear_from_pointwise, _drop_identities),
+        *(_absorb_padding, _linear_from_pointwise, _reshape_from_transpose, _drop_identities),
     )
     for step in steps:
         graph = step(graph)
@@ -174,6 +175,19 @@ def _linear_from_pointwise(graph: Graph) -> Graph:
         else:
             nodes.append(node)
     return rebuild(graph, nodes, parameters=parameters)
+
+
+def _reshape_from_transpose(graph: Graph) -> Graph:
+    """A transpose that keeps the order of all axes longer than 1 moves nothing."""
+    nodes = []
+    for node in graph.nodes:
+        if node.op == "transpose":
+            sizes = (None, *graph[node.inputs[0]].shape)  # None: the batch
+            longer = [axis for axis in node.attributes["axes"] if sizes[axis] != 1]
+            if longer == sorted(longer):
+                node = node.replace(op="reshape", attributes={})
+        nodes.append(node)
+    return rebuild(graph, nodes)
 
 
 def _is_pointwise(graph: Graph, node: Node) -> bool:

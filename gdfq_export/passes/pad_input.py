@@ -3,8 +3,10 @@
     sum_c (q_c - z) w_c  =  sum_c (q_c - z) w_c + (z - z) 0
 
 The new channel holds zero, whose code is the zero point, so every accumulator stays what it was. Kernels that read four
-codes at a time then need no special case for the last ones. Requires: a folded graph. It stands before lowering, since
-which weights kernels add in pairs depends on the number of channels (`saturation.py`).
+codes at a time then need no special case for the last ones. With a large window this pays only where products are
+added by one instruction (VNNI); elsewhere what the zeros cost is more than what the kernel gains. Requires: a folded
+graph. It stands before lowering, since which weights kernels add in pairs depends on the number of channels
+(`saturation.py`).
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ from torch.nn import functional as F
 from gdfq_export.graph import INPUT, Graph, Node, rebuild
 
 LANES = 4
+SMALL_WINDOW = 9
 PADDED = "input.padded"
 
 
-def pad_input(graph: Graph) -> Graph:
+def pad_input(graph: Graph, *, large_windows: bool = True) -> Graph:
     """The same function of the same image; unchanged where something else than a plain convolution reads it."""
     channels, *space = graph.input_shape
     readers = graph.users()[INPUT]
     missing = -channels % LANES
     plain = all(node.op == "conv" and node.attributes["groups"] == 1 and len(space) == 2 for node in readers)
+    if plain and not large_windows:
+        plain = all(graph.parameters[node.parameters["weight"]][0, 0].numel() <= SMALL_WINDOW for node in readers)
     if not missing or channels == 1 or not readers or not plain:
         return graph
     parameters: dict[str, Tensor] = {}

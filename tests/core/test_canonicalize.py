@@ -142,3 +142,16 @@ def test_a_convolution_before_the_last_pooling_stays() -> None:
 def test_a_second_pass_changes_nothing(name: str) -> None:
     once = canonicalize(captured(name))
     assert canonicalize(once).nodes == once.nodes
+
+
+def test_a_shuffle_of_one_group_or_of_single_channels_is_nothing() -> None:
+    for groups in (1, 6):
+        split = (groups, 6 // groups, 4, 4)
+        nodes = (
+            Node(INPUT, INPUT, (), (6, 4, 4)),
+            Node("split", "reshape", (INPUT,), split),
+            Node("swap", "transpose", ("split",), (split[1], split[0], 4, 4), {"axes": (0, 2, 1, 3, 4)}),
+            Node("join", "reshape", ("swap",), (6, 4, 4)),
+            Node("act", "relu", ("join",), (6, 4, 4)),
+        )
+        assert [node.op for node in canonicalize(Graph(nodes, {}, "act")).nodes] == [INPUT, "relu"]

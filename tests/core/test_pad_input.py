@@ -12,6 +12,7 @@ from stages import calibrated, folded, images, integer_logits, quantize_graph, r
 
 from gdfq_export.emit import onnx_from_integer_model
 from gdfq_export.exact import IntegerProgram
+from gdfq_export.graph import INPUT, rebuild
 from gdfq_export.lower import TARGETS, integer_model_from_quantized, with_pixel_input
 from gdfq_export.passes import pad_input
 from gdfq_export.passes.pad_input import PADDED
@@ -55,3 +56,13 @@ def test_the_float_function_stays_the_same() -> None:
 
 def test_gray_images_stay_as_they_are() -> None:
     assert pad_input(folded("gray")) is folded("gray")
+
+
+def test_large_windows_are_left_alone_where_asked() -> None:
+    graph = folded("plain")
+    (first,) = graph.users()[INPUT]
+    key = first.parameters["weight"]
+    large = rebuild(graph, graph.nodes, parameters={key: torch.zeros(8, 3, 7, 7)})
+    assert pad_input(large, large_windows=False) is large
+    assert pad_input(large).of("pad_channels")
+    assert pad_input(graph, large_windows=False).of("pad_channels")
