@@ -9,8 +9,8 @@ of the activations (Esser et al. 2020), b the biases. x~ mixes the float input a
 and inside the block each activation is rounded with probability `keep` only (Wei et al. 2022, QDrop), so that no
 weight relies on one pattern of rounding errors. beta falls from 20 to 2 and drives h to 0 or 1.
 
-Blocks come from the graph (`blocks.py`), in order; what a block reads is computed once and kept, for as long as a
-later block needs it.
+Blocks come from the graph (`blocks.py`), in order; what a block reads is computed once and kept in half precision, for
+as long as a later block needs it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gdfq_export.blocks import Block, find_blocks
 from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.errors import DivergedError
 from gdfq_export.fakequant import fake_quantize
-from gdfq_export.graph import INPUT, Graph
+from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.lower import Quantized
 from gdfq_export.ops import KERNELS, LAYERS
 from gdfq_export.plan import TensorSpec
@@ -44,6 +44,7 @@ POOL = 1 << 22
 TIMED = 5  # steps after which a block knows how long they take
 STRETCH = 0.1  # h reaches 0 and 1 at finite v
 FIRST_BETA, LAST_BETA = 20.0, 2.0
+TINY = 1e-30
 
 
 class LearnedRounding(nn.Module):
@@ -145,16 +146,17 @@ class BlockProgram(nn.Module):
         layers = [node for node in block.nodes if node.op in LAYERS]
         self.slots = {node.name: f"l{index}" for index, node in enumerate(layers)}
         self.weights = nn.ModuleDict()
-        self.biases = nn.ParameterDict()
+        self.biases = nn.ParameterDict()  # what is added, in units of the noise that it meets
+        self.stated: dict[str, tuple[Tensor, float]] = {}  # the biases before, and those units
+        self.affines = quantized.affines
         for node in layers:
             weight = graph.parameters[node.parameters["weight"]].float()
             rounding = LearnedRounding(weight, quantized.weight_scales[node.name], plan.weights[node.name].qmax)
             self.weights[self.slots[node.name]] = rounding
             if "bias" in node.parameters:
-                self.biases[self.slots[node.name]] = nn.Parameter(
-                    graph.parameters[node.parameters["bias"]].detach().float().clone()
-                )
-        self.affines = quantized.affines
+                bias = graph.parameters[node.parameters["bias"]].detach().float()
+                self.biases[self.slots[node.name]] = nn.Parameter(torch.zeros_like(bias))
+                self.stated[self.slots[node.name]] = (bias, self._noise_behind(node))
         inside = {node.name for node in block.nodes}
         groups = plan.groups()
         here = {plan.tensors[node.name].group for node in block.nodes if node.name in plan.sources}
@@ -169,12 +171,31 @@ class BlockProgram(nn.Module):
         self.own = {group: f"u{index}" for index, group in enumerate(own)}
         self.limits = {group: largest_step(groups[group], self.affines[group]) for group in here}
 
+    def _noise_behind(self, node: Node) -> float:
+        """One step of the activation that a layer reads, as large as it is behind the layer's weights."""
+        spec = self.plan.tensors[node.inputs[0]]
+        weight = self.rounding(node.name)(hard=True).detach()
+        return self.affines[spec.group].scale * spec.factor * float(weight.flatten(1).norm(dim=1).mean())
+
+    def bias(self, slot: str) -> Tensor:
+        """A layer's bias."""
+        before, unit = self.stated[slot]
+        return torch.add(before, self.biases[slot], alpha=unit)
+
     def step(self, group: str) -> Tensor:
         """The scale of a group of activations."""
         scale = torch.tensor(self.affines[group].scale)
         if group in self.own:
             scale = (scale * self.steps[self.own[group]].exp()).clamp(max=self.limits[group])
         return scale
+
+    def own_steps(self) -> list[tuple[str, Tensor]]:
+        """The trained steps of activations by group."""
+        return [(group, self.steps[slot]) for group, slot in self.own.items()]
+
+    def half_range(self, group: str) -> float:
+        """Half the largest code: how many steps, about, a value is from the middle."""
+        return max(spec.qmax for spec in self.plan.tensors.values() if spec.group == group) / 2
 
     def _round(self, spec: TensorSpec, value: Tensor, dropping: Dropping | None) -> Tensor:
         scale, zero_point = self.step(spec.group) * spec.factor, self.affines[spec.group].zero_point
@@ -199,7 +220,7 @@ class BlockProgram(nn.Module):
                 slot = self.slots[node.name]
                 held["weight"] = self.weights[slot](hard)
                 if slot in self.biases:
-                    held["bias"] = self.biases[slot]
+                    held["bias"] = self.bias(slot)
             arguments = [values[name] for name in node.inputs]
             value = values[INPUT] if node.op == INPUT else KERNELS[node.op](node, arguments, held)
             if node.name in self.plan.sources:
@@ -234,7 +255,7 @@ class BlockProgram(nn.Module):
             parameters[node.parameters["weight"]] = rounding(hard=True).clone()
             scales[node.name] = rounding.scales().flatten().clone()
             if slot in self.biases:
-                parameters[node.parameters["bias"]] = self.biases[slot].detach().clone()
+                parameters[node.parameters["bias"]] = self.bias(slot).detach().clone()
         affines = {
             group: Affine(float(self.step(group)), affine.zero_point) if group in self.own else affine
             for group, affine in quantized.affines.items()
@@ -262,8 +283,8 @@ def reconstruct(
     graph = quantized.graph
     blocks = find_blocks(graph, quantized.plan)
     images = images.contiguous(memory_format=torch.channels_last)
-    exact: dict[str, Tensor] = {INPUT: images}
-    rounded: dict[str, Tensor] = {INPUT: images}
+    exact: dict[str, Tensor | Kept] = {INPUT: images}
+    rounded: dict[str, Tensor | Kept] = {INPUT: images}
     saved = checkpoint.load(BLOCKS_STAGE)
     finished = 0
     if saved is not None:
@@ -271,7 +292,7 @@ def reconstruct(
         stopwatch.add(saved["seconds"])
     for index, block in enumerate(blocks):
         program = BlockProgram(block, quantized)
-        targets = run_float(graph, block, exact, schedule.batch)
+        targets = keep(run_float(graph, block, exact, schedule.batch))
         seconds = stopwatch.left() / (len(blocks) - index)
         if program.slots and index >= finished and seconds > 0:
             data = _Data(exact, rounded, targets)
@@ -283,12 +304,17 @@ def reconstruct(
             if checkpoint.is_due():
                 state = quantized_to_save(quantized)
                 checkpoint.save(BLOCKS_STAGE, {**state, "finished": index + 1, "seconds": stopwatch.seconds})
-        outputs = run_block(program, rounded, schedule.batch)
+        outputs = keep(run_block(program, rounded, schedule.batch))
         later = {name for following in blocks[index + 1 :] for name in following.inputs}
         exact = {name: value for name, value in {**exact, **targets}.items() if name in later}
         rounded = {name: value for name, value in {**rounded, **outputs}.items() if name in later}
         progress(STAGE, index + 1, len(blocks))
     return quantized
+
+
+def keep(values: Mapping[str, Tensor]) -> dict[str, Kept]:
+    """Tensors for all images, in half the memory."""
+    return {name: Kept(value) for name, value in values.items()}
 
 
 def quantized_to_save(quantized: Quantized) -> dict[str, Any]:
@@ -307,13 +333,30 @@ def quantized_from_saved(start: Quantized, saved: Mapping[str, Any]) -> Quantize
     return dataclasses.replace(start, graph=graph, affines=affines, weight_scales=saved["weight_scales"])
 
 
+class Kept:
+    """A tensor for all images in 16 bits, scaled so that neither large nor small values are lost."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.factor = max(float(value.abs().max()), TINY)
+        self.halves = (value / self.factor).half()
+
+    def __getitem__(self, chosen: Tensor | slice) -> Tensor:
+        return self.halves[chosen].float().mul_(self.factor)
+
+    def __len__(self) -> int:
+        return len(self.halves)
+
+
+Stored = Mapping[str, Tensor | Kept]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Data:
     """What a block reads and should return, for all images."""
 
-    exact: Mapping[str, Tensor]
-    rounded: Mapping[str, Tensor]
-    targets: Mapping[str, Tensor]
+    exact: Stored
+    rounded: Stored
+    targets: Stored
 
 
 def train_block(
@@ -329,12 +372,14 @@ def train_block(
     roundings = program.roundings()
     groups = [
         {"params": [r.v for r in roundings], "lr": schedule.rounding_lr},
-        {"params": [*(r.t for r in roundings), *program.steps.values()], "lr": schedule.scale_lr},
+        *({"params": [r.t], "lr": schedule.scale_lr / r.qmax} for r in roundings),
+        *({"params": [u], "lr": schedule.scale_lr / program.half_range(group)} for group, u in program.own_steps()),
         {"params": list(program.biases.values()), "lr": schedule.bias_lr},
     ]
     optimizer = torch.optim.Adam([group for group in groups if group["params"]])
     rates = [group["lr"] for group in optimizer.param_groups]
     count = len(next(iter(data.targets.values())))
+    noise = rounding_noise(program, data, schedule.batch)
     while step < steps:
         if step == TIMED and seconds < math.inf:
             steps = min(steps, max(int(seconds / (time.monotonic() - start) * TIMED), TIMED))
@@ -347,9 +392,7 @@ def train_block(
         if program.block.nodes[0].op == INPUT:
             inputs[INPUT] = data.exact[INPUT][chosen]
         found = program(inputs, dropping=dropping)
-        loss = torch.stack(
-            [(value - data.targets[name][chosen]).square().sum(1).mean() for name, value in found.items()]
-        ).sum()
+        loss = distance(found, {name: data.targets[name][chosen] for name in found}) / noise
         progressed = (step / steps - schedule.warmup) / (1 - schedule.warmup)
         if progressed >= 0:
             beta = LAST_BETA + 0.5 * (FIRST_BETA - LAST_BETA) * (1 + math.cos(math.pi * progressed))
@@ -367,8 +410,24 @@ def train_block(
         yield step / steps
 
 
+def distance(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
+    """Squared distance of a block's outputs, by position."""
+    return torch.stack([(value - wanted[name]).square().sum(1).mean() for name, value in found.items()]).sum()
+
+
 @torch.no_grad()
-def run_float(graph: Graph, block: Block, inputs: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
+def rounding_noise(program: BlockProgram, data: _Data, batch: int) -> float:
+    """The distance at the start, with everything rounded to nearest: what losses are measured in.
+
+    It makes the balance of the terms, and so the schedule, the same for every width and every network.
+    """
+    first = slice(0, batch)
+    found = program({name: data.exact[name][first] for name in _read(program.block)}, hard=True)
+    return max(float(distance(found, {name: data.targets[name][first] for name in found})), TINY)
+
+
+@torch.no_grad()
+def run_float(graph: Graph, block: Block, inputs: Stored, batch: int) -> dict[str, Tensor]:
     """The block's outputs in float, for all images."""
     held = {node.name: {role: graph.parameters[key] for role, key in node.parameters.items()} for node in block.nodes}
 
@@ -382,17 +441,22 @@ def run_float(graph: Graph, block: Block, inputs: Mapping[str, Tensor], batch: i
 
 
 @torch.no_grad()
-def run_block(program: BlockProgram, inputs: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
+def run_block(program: BlockProgram, inputs: Stored, batch: int) -> dict[str, Tensor]:
     """The block's outputs as the file will compute them, for all images."""
     return _in_batches(lambda values: program(values, hard=True), program.block, inputs, batch)
 
 
+def _read(block: Block) -> list[str]:
+    """What a block reads: the image, where it begins with it."""
+    return [INPUT] if block.nodes[0].op == INPUT else list(block.inputs)
+
+
 def _in_batches(
-    run: Callable[[dict[str, Tensor]], dict[str, Tensor]], block: Block, inputs: Mapping[str, Tensor], batch: int
+    run: Callable[[dict[str, Tensor]], dict[str, Tensor]], block: Block, inputs: Stored, batch: int
 ) -> dict[str, Tensor]:
-    needed = [INPUT] if block.nodes[0].op == INPUT else list(block.inputs)
+    needed = _read(block)
     parts: dict[str, list[Tensor]] = {name: [] for name in block.outputs}
-    for pieces in zip(*(torch.split(inputs[name], batch) for name in needed), strict=True):
-        for name, value in run(dict(zip(needed, pieces, strict=True))).items():
+    for start in range(0, len(inputs[needed[0]]), batch):
+        for name, value in run({name: inputs[name][start : start + batch] for name in needed}).items():
             parts[name].append(value)
     return {name: torch.cat(values) for name, values in parts.items()}

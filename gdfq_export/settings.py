@@ -50,6 +50,7 @@ class Distillation:
     label_weight: float = 0.1  # of the cross-entropy
     falloff: float = 1.5  # power of the frequency by which amplitudes fall
     contrast: float = 0.15  # deviation of a pixel at the start, as a share of its range
+    views: int = 0  # enlarged crops of each image, for what is fitted to images
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ class Reconstruction:
     steps: int  # a block
     batch: int = 32
     rounding_lr: float = 0.1
-    scale_lr: float = 5e-3
-    bias_lr: float = 3e-3
+    scale_lr: float = 0.035  # in steps, at the end of the range
+    bias_lr: float = 0.003  # in units of the noise that it meets
     keep: float = 0.5  # probability that an activation is rounded
     warmup: float = 0.2  # share of the steps before rounding must decide
-    decide: float = 0.01  # weight of the rounding regulariser
+    decide: float = 0.008  # weight of the rounding regulariser, beside the distance in units of rounding to nearest
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,8 @@ def with_reading(schedule: Schedule, reading: Reading) -> Schedule:
 def distillation_for(preset: str, shape: tuple[int, ...]) -> Distillation:
     """How many images are optimised, and how far; an eighth of them is held back."""
     if is_large(shape):
-        images, steps = {"fast": (64, 60), "standard": (128, 100), "paper": (512, 150)}[preset]
-        return Distillation(images, min(images, 64), steps, shift=max(shape[1:]) // 10)
+        images, steps = {"fast": (48, 60), "standard": (64, 100), "paper": (256, 150)}[preset]
+        return Distillation(images, min(images, 64), steps, shift=max(shape[1:]) // 10, views=2)
     images, steps = {"fast": (128, 60), "standard": (512, 100), "paper": (1024, 150)}[preset]
     return Distillation(images, min(images, 256), steps)
 

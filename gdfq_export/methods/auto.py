@@ -21,7 +21,7 @@ from gdfq_export.bias_correction import correct_by_images
 from gdfq_export.lower import Quantized
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.dfq import equalized_network
-from gdfq_export.methods.recon import make_images, split
+from gdfq_export.methods.recon import make_images, seen_and_held_back
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.reconstruct import reconstruct
 from gdfq_export.score import error_of
@@ -36,11 +36,12 @@ def auto(task: Task) -> Outcome:
     settings = task.settings
     stopwatch = Stopwatch(settings.schedule.budget_seconds)
     teacher = Teacher(task.captured, settings.device)
-    images, held_back = split(make_images(task, teacher, stopwatch))
+    made = make_images(task, teacher, stopwatch)
+    images, held_back = seen_and_held_back(task, made)
     ladder = Ladder(lambda state: error_of(state, teacher, held_back))
     climb(task, ladder, images, stopwatch)
     assert ladder.best is not None
-    figures = {"images": len(images) + len(held_back), **{f"error_{k}": v for k, v in ladder.scores.items()}}
+    figures = {"images": len(made.pixels), **{f"error_{k}": v for k, v in ladder.scores.items()}}
     return Outcome(ladder.best, held_back, figures)
 
 
@@ -76,7 +77,7 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
     ladder.add("corrected", correct_by_images(nearest, images))
     if ladder.is_good() or stopwatch.is_over():
         return
-    graph, _ = equalized_network(task)
+    graph, _ = equalized_network(task, absorb=False)  # absorbing is exact only where no value leaves what is usual
     equalized = quantize_to_nearest(dataclasses.replace(task, folded=graph), batches)
     even = ladder.score(equalized)
     ladder.add("equalized", correct_by_images(equalized, images))

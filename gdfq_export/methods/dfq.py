@@ -49,7 +49,7 @@ def dfq(task: Task) -> Outcome:
     return Outcome(candidates[best], held_back.cpu(), figures)
 
 
-def equalized_network(task: Task) -> tuple[Graph, dict[str, Moments]]:
+def equalized_network(task: Task, *, absorb: bool = True) -> tuple[Graph, dict[str, Moments]]:
     """The folded network with equal ranges and small biases, and the moments that batch norm states for it.
 
     Deviation: channels are equalized by their activations, not by the weights that make them, because our weights
@@ -58,6 +58,8 @@ def equalized_network(task: Task) -> tuple[Graph, dict[str, Moments]]:
     stated = batch_norm_outputs(task.captured, task.folded)
     equalized = equalize(task.folded, stated, {name: peak(m, SPAN) for name, m in stated.items()})
     stated = divided(stated, equalized.factors)
+    if not absorb:
+        return equalized.graph, stated
     absorbed = absorb_bias(equalized.graph, stated)
     return absorbed.graph, shifted(stated, absorbed.shifts)
 

@@ -15,6 +15,7 @@ from gdfq_export.score import error_of
 from gdfq_export.settings import Distillation
 from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
+from gdfq_export.views import with_views
 
 HELD_BACK = 8  # one image of so many is fitted to by nothing
 PLAN_STAGE = "plan"
@@ -27,7 +28,7 @@ def recon(task: Task) -> Outcome:
     stopwatch = Stopwatch(settings.schedule.budget_seconds)
     teacher = Teacher(task.captured, settings.device)
     made = make_images(task, teacher, stopwatch)
-    images, held_back = split(made)
+    images, held_back = seen_and_held_back(task, made)
     calibrated = quantize_to_nearest(task, torch.split(images, settings.reconstruction.batch))
     trained = reconstruct(
         calibrated, images, settings.reconstruction, settings.seed, task.progress, stopwatch, task.checkpoint
@@ -50,6 +51,13 @@ def make_images(task: Task, teacher: Teacher, stopwatch: Stopwatch) -> Images:
             task.checkpoint.save(PLAN_STAGE, saved)
         schedule = Distillation(**saved)
     return distil_images(teacher, task.image, schedule, settings.seed, task.progress, task.checkpoint)
+
+
+def seen_and_held_back(task: Task, made: Images) -> tuple[Tensor, Tensor]:
+    """What is fitted to and what judges it, each with its views."""
+    views, seeds = task.settings.distillation.views, (2 * task.settings.seed, 2 * task.settings.seed + 1)
+    seen, held_back = (with_views(part, task.image, views, seed) for part, seed in zip(split(made), seeds, strict=True))
+    return seen, held_back
 
 
 def split(made: Images) -> tuple[Tensor, Tensor]:

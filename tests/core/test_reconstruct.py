@@ -14,13 +14,21 @@ from torch import Tensor
 from gdfq_export.blocks import find_blocks
 from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.fakequant import FakeQuantProgram
-from gdfq_export.graph import INPUT
+from gdfq_export.graph import INPUT, Graph
 from gdfq_export.lower import Quantized
 from gdfq_export.plan import BitWidths, without_endings
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import silent
 from gdfq_export.quantizers import quantize_weight
-from gdfq_export.reconstruct import BLOCKS_STAGE, BlockProgram, LearnedRounding, largest_step, reconstruct, run_block
+from gdfq_export.reconstruct import (
+    BLOCKS_STAGE,
+    BlockProgram,
+    Kept,
+    LearnedRounding,
+    largest_step,
+    reconstruct,
+    run_block,
+)
 from gdfq_export.settings import Reconstruction
 from gdfq_export.stopwatch import Stopwatch
 
@@ -101,9 +109,35 @@ def test_training_brings_the_logits_closer_to_the_float_ones() -> None:
     assert float((found - floats).square().mean()) < 0.7 * error(before, x)
 
 
+@pytest.mark.parametrize("factor", [2.0**-12, 2.0**12])
+def test_the_size_of_a_layers_values_does_not_matter(factor: float) -> None:
+    x, before = images(folded("plain").input_shape, count=16), start("plain")
+    (layer,) = before.graph.of("linear")
+    keys = layer.parameters.values()
+    parameters = {key: value * factor if key in keys else value for key, value in before.graph.parameters.items()}
+    scales = {name: value * factor if name == layer.name else value for name, value in before.weight_scales.items()}
+    graph = Graph(before.graph.nodes, parameters, before.graph.output)
+    other = dataclasses.replace(before, graph=graph, weight_scales=scales)
+    one, two = (reconstruct(state, x, SHORT, 0, silent) for state in (before, other))
+    for key in keys:
+        found, wanted = two.graph.parameters[key] / factor, one.graph.parameters[key]
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)  # 1e-5: Adam's epsilon
+        assert not torch.equal(wanted, before.graph.parameters[key])
+
+
+def test_what_is_kept_comes_back_with_eleven_bits_whatever_its_size() -> None:
+    for size in (1e-9, 1.0, 1e9):
+        value = size * torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        kept = Kept(value)
+        assert len(kept) == 6
+        assert kept.halves.element_size() == 2
+        torch.testing.assert_close(kept[torch.tensor([4, 1])], value[[4, 1]], rtol=2**-10, atol=2**-24 * 5 * size)
+    assert torch.equal(Kept(torch.zeros(2, 3))[:1], torch.zeros(1, 3))
+
+
 def test_scales_stay_below_what_the_clip_they_stand_for_allows() -> None:
     x = images(folded("linear_bottleneck").input_shape, count=8)
-    schedule = Reconstruction(steps=12, batch=4, scale_lr=0.5)  # far too large: the limit must hold
+    schedule = Reconstruction(steps=12, batch=4, scale_lr=60.0)  # far too large: the limit must hold
     quantized = reconstruct(start("linear_bottleneck"), x, schedule, 0, silent)
     bounded = [spec for spec in quantized.plan.tensors.values() if spec.high == 6.0]
     assert bounded

@@ -1,0 +1,118 @@
+"""What views of optimised images are worth on photographs: the error of the logits for each number of views.
+
+    python benchmarks/views.py --photos DIR --model fdmobilenet_wd2 --weights FILE
+
+DIR holds photographs, without labels and in any folders; they judge, and nothing is fitted to them. For each number of
+views a row has the error (1 - r^2 of the logits, `score.py`) of the network rounded to nearest, with corrected biases
+and reconstructed: first on the held-back images with their views, which is what `--method auto` chooses by, then on the
+photographs, and how many photographs keep their class. The optimised images are the same in all rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gdfq_export.bias_correction import correct_by_images
+from gdfq_export.cli.options import parse_floats, parse_size
+from gdfq_export.distilled import distil_images
+from gdfq_export.fakequant import FakeQuantProgram
+from gdfq_export.lower import Quantized
+from gdfq_export.methods import Task
+from gdfq_export.methods.calibrate import quantize_to_nearest
+from gdfq_export.methods.recon import seen_and_held_back
+from gdfq_export.models.sources import load_model
+from gdfq_export.pipeline import prepare
+from gdfq_export.plan import BitWidths
+from gdfq_export.progress import silent
+from gdfq_export.reconstruct import reconstruct
+from gdfq_export.score import logit_error
+from gdfq_export.settings import Settings, distillation_for, reconstruction_for, schedule_for
+from gdfq_export.synthesis import Teacher
+
+SUFFIXES = {".jpg", ".jpeg", ".png"}
+
+
+def photographs(folder: Path, task: Task, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """The middle of each photograph, scaled to the network's size and normalised."""
+    _, height, width = task.image.shape
+    pixels = []
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
+        photo = Image.open(path).convert("RGB")
+        side = min(photo.size)
+        left, top = (photo.width - side) // 2, (photo.height - side) // 2
+        pixels.append(np.asarray(photo.resize((width, height), box=(left, top, left + side, top + side))))
+    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+    return (x - torch.tensor(mean).view(1, -1, 1, 1)) / torch.tensor(std).view(1, -1, 1, 1)
+
+
+def states(task: Task, images: torch.Tensor) -> Iterator[tuple[str, Quantized]]:
+    """The rungs that use images."""
+    nearest = quantize_to_nearest(task, torch.split(images, task.settings.reconstruction.batch))
+    yield "nearest", nearest
+    yield "corrected", correct_by_images(nearest, images)
+    yield "reconstructed", reconstruct(nearest, images, task.settings.reconstruction, task.settings.seed, silent)
+
+
+@torch.no_grad()
+def classes(program: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The class of each image."""
+    return torch.cat([program(batch).argmax(1) for batch in torch.split(images, 16)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--mean", type=lambda text: parse_floats(text, "--mean"))
+    parser.add_argument("--std", type=lambda text: parse_floats(text, "--std"))
+    parser.add_argument("--input-size", type=parse_size)
+    parser.add_argument("--bits", default="8x8", help="weights x activations")
+    parser.add_argument("--preset", default="fast")
+    parser.add_argument("--views", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    loaded = load_model(args.model, weights=args.weights, mean=args.mean, std=args.std, input_size=args.input_size)
+    bits = BitWidths(*(int(width) for width in args.bits.split("x")))
+    schedule = schedule_for(args.preset, loaded.input_size)
+    settings = Settings(
+        "auto",
+        bits,
+        schedule,
+        "mse",
+        "portable",
+        args.seed,
+        distillation=distillation_for(args.preset, loaded.input_size),
+        reconstruction=reconstruction_for(args.preset, loaded.input_size),
+    )
+    prepared = prepare(loaded, settings)
+    task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, silent)
+    teacher = Teacher(prepared.captured, "cpu")
+    photos = photographs(args.photos, task, loaded.mean, loaded.std)
+    wanted = classes(teacher.program, photos)
+    made = distil_images(teacher, task.image, settings.distillation, args.seed, silent)
+    print(f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads, {args.model}", end=", ")
+    print(f"W{bits.weight}A{bits.activation}, {len(photos)} photographs, preset {args.preset}, seed {args.seed}\n")
+    print("| views | state | error, held back | error, photographs | same class |\n|---|---|---|---|---|")
+    for views in args.views:
+        asked = dataclasses.replace(settings, distillation=dataclasses.replace(settings.distillation, views=views))
+        trial = dataclasses.replace(task, settings=asked)
+        seen, held_back = seen_and_held_back(trial, made)
+        for name, state in states(trial, seen):
+            student = FakeQuantProgram(state, learned_steps=False).eval()
+            errors = [f"{logit_error(student, teacher, images):.4f}" for images in (held_back, photos)]
+            same = 100 * float((classes(student, photos) == wanted).float().mean())
+            print(f"| {views} | {name} | {' | '.join(errors)} | {same:.1f} % |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
