@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from gdfq_export.bias_correction import correct_by_images
 from gdfq_export.cli.options import parse_floats, parse_size
@@ -28,11 +27,12 @@ from gdfq_export.lower import Quantized
 from gdfq_export.methods import Task
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.recon import seen_and_held_back
-from gdfq_export.models.sources import load_model
+from gdfq_export.models.sources import LoadedModel, load_model
 from gdfq_export.pipeline import prepare
 from gdfq_export.plan import BitWidths
 from gdfq_export.progress import silent
 from gdfq_export.reconstruct import reconstruct
+from gdfq_export.runtime_checks.images import Preprocessing, network_input
 from gdfq_export.score import logit_error
 from gdfq_export.settings import Settings, distillation_for, reconstruction_for, schedule_for
 from gdfq_export.synthesis import Teacher
@@ -40,17 +40,12 @@ from gdfq_export.synthesis import Teacher
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
-def photographs(folder: Path, task: Task, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """The middle of each photograph, scaled to the network's size and normalised."""
-    _, height, width = task.image.shape
-    pixels = []
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
-        photo = Image.open(path).convert("RGB")
-        side = min(photo.size)
-        left, top = (photo.width - side) // 2, (photo.height - side) // 2
-        pixels.append(np.asarray(photo.resize((width, height), box=(left, top, left + side, top + side))))
-    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
-    return (x - torch.tensor(mean).view(1, -1, 1, 1)) / torch.tensor(std).view(1, -1, 1, 1)
+def photographs(folder: Path, loaded: LoadedModel) -> torch.Tensor:
+    """Every photograph below the folder, as `evaluate` prepares it."""
+    channels, height, width = loaded.input_size
+    prepared = Preprocessing(height, width, channels, loaded.resize, loaded.mean, loaded.std, raw=False)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return torch.from_numpy(np.stack([network_input(path, prepared) for path in paths]))
 
 
 def states(task: Task, images: torch.Tensor) -> Iterator[tuple[str, Quantized]]:
@@ -97,7 +92,7 @@ def main() -> None:
     prepared = prepare(loaded, settings)
     task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, silent)
     teacher = Teacher(prepared.captured, "cpu")
-    photos = photographs(args.photos, task, loaded.mean, loaded.std)
+    photos = photographs(args.photos, loaded)
     wanted = classes(teacher.program, photos)
     made = distil_images(teacher, task.image, settings.distillation, args.seed, silent)
     print(f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads, {args.model}", end=", ")

@@ -11,6 +11,7 @@ from small_networks import NETWORKS
 from stages import calibrated, folded, images
 from torch import Tensor
 
+from gdfq_export.block_program import BlockProgram, LearnedRounding, largest_step
 from gdfq_export.blocks import find_blocks
 from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.fakequant import FakeQuantProgram
@@ -20,15 +21,7 @@ from gdfq_export.plan import BitWidths, without_endings
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import silent
 from gdfq_export.quantizers import quantize_weight
-from gdfq_export.reconstruct import (
-    BLOCKS_STAGE,
-    BlockProgram,
-    Kept,
-    LearnedRounding,
-    largest_step,
-    reconstruct,
-    run_block,
-)
+from gdfq_export.reconstruct import BLOCKS_STAGE, Kept, reconstruct, run_block
 from gdfq_export.settings import Reconstruction
 from gdfq_export.stopwatch import Stopwatch
 
