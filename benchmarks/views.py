@@ -32,12 +32,10 @@ from gdfq_export.pipeline import prepare
 from gdfq_export.plan import BitWidths
 from gdfq_export.progress import silent
 from gdfq_export.reconstruct import reconstruct
-from gdfq_export.runtime_checks.images import Preprocessing, network_input
+from gdfq_export.runtime_checks.images import SUFFIXES, Preprocessing, network_input
 from gdfq_export.score import logit_error
 from gdfq_export.settings import Settings, distillation_for, reconstruction_for, schedule_for
 from gdfq_export.synthesis import Teacher
-
-SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
 def photographs(folder: Path, loaded: LoadedModel) -> torch.Tensor:

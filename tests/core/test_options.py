@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from gdfq_export.cli import quantize
 from gdfq_export.cli.options import BYTES, OPERATIONS, parse_amount, parse_budget, parse_floats, parse_size, read_config
 from gdfq_export.errors import InputFileError, UsageError
+from gdfq_export.lower import TARGETS
+from gdfq_export.methods import METHODS
+from gdfq_export.passes import OPTIONAL_PASSES
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90.0), ("10m", 600.0), ("1.5h", 5400.0), ("45", 45.0)])
@@ -89,3 +93,9 @@ def test_a_config_that_is_no_text_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputFileError, match="not valid TOML"):
         read_config(path, set())
+
+
+def test_names_that_are_written_down_twice_to_start_quickly_are_the_same() -> None:
+    assert quantize.SPEED_PASSES == OPTIONAL_PASSES
+    assert set(quantize.METHOD_NAMES) == METHODS.keys()
+    assert set(quantize.TARGET_NAMES) == TARGETS.keys()
