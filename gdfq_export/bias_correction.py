@@ -7,6 +7,7 @@ empirical   b' = b - (E[y_hat] - E[y])               over images, one layer afte
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -72,4 +73,4 @@ def _with_shifts(quantized: Quantized, shifts: Mapping[str, Tensor]) -> Quantize
             node = node.replace(parameters={**node.parameters, "bias": f"{node.name}/bias"})
         nodes.append(node)
     corrected: Graph = rebuild(graph, nodes, parameters=parameters)
-    return Quantized(corrected, quantized.plan, quantized.affines, quantized.weight_scales)
+    return dataclasses.replace(quantized, graph=corrected)

@@ -75,6 +75,7 @@ class FakeQuantProgram(nn.Module):
         super().__init__()
         self.graph: Graph = quantized.graph
         self.plan: Plan = quantized.plan
+        self.coarser = quantized.coarser
         self.keys = {key: f"p{index}" for index, key in enumerate(self.graph.parameters)}
         self.values = nn.ParameterDict(
             {slot: nn.Parameter(self.graph.parameters[key].detach().clone()) for key, slot in self.keys.items()}
@@ -154,4 +155,4 @@ class FakeQuantProgram(nn.Module):
         }
         scales = {layer: self.weight_steps[slot].detach().cpu() for layer, slot in self.layers.items()}
         graph = Graph(self.graph.nodes, parameters, self.graph.output)
-        return Quantized(graph, self.plan, affines, scales)
+        return Quantized(graph, self.plan, affines, scales, self.coarser)

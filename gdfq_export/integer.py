@@ -49,12 +49,13 @@ class PixelInput:
 
 @dataclass(frozen=True)
 class TargetReport:
-    """What the target cost: how many weights and scales differ from what training chose."""
+    """What the target cost: coarser weights from the start, and what differs from what training chose."""
 
     target: str
-    weights_changed: int = 0
+    channels_coarser: int = 0  # before training: larger scales for their weights
+    channels_total: int = 0
+    weights_changed: int = 0  # after training
     weights_total: int = 0
-    channels_changed: int = 0
     scales_nudged: int = 0
     largest_nudge: float = 0.0
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -56,6 +56,7 @@ class Quantized:
     plan: Plan
     affines: Mapping[str, Affine]
     weight_scales: Mapping[str, torch.Tensor]
+    coarser: Mapping[str, int] = field(default_factory=dict)  # layer -> channels with larger scales for the target
 
 
 def integer_model_from_quantized(quantized: Quantized, target: Target) -> IntegerModel:
@@ -66,15 +67,16 @@ def integer_model_from_quantized(quantized: Quantized, target: Target) -> Intege
     if target.invariant:
         _nudge(quantized, scales)
     tensors = _tensors(quantized, scales)
-    layers, changed, channels, total = {}, 0, 0, 0
+    layers, changed, total = {}, 0, 0
     for name in plan.weights:
-        layer, weights_changed, channels_changed = _layer(quantized, tensors, graph[name], target)
+        layer, weights_changed = _layer(quantized, tensors, graph[name], target)
         layers[name] = layer
         changed += weights_changed
-        channels += channels_changed
         total += layer.q_weight.size
     nudges = [float(scales[group] / before[group]) - 1 for group in scales if scales[group] != before[group]]
-    report = TargetReport(target.name, changed, total, channels, len(nudges), max(nudges, default=0.0))
+    channels = sum(len(layer.scale) for layer in layers.values())
+    coarser = sum(quantized.coarser.values())
+    report = TargetReport(target.name, coarser, channels, changed, total, len(nudges), max(nudges, default=0.0))
     return IntegerModel(graph, plan, tensors, layers, report)
 
 
@@ -176,13 +178,13 @@ def constant_tensor(value: float) -> QTensor:
     return QTensor(np.float32(abs(value) / 255), 0 if value >= 0 else 255, 255)
 
 
-def _layer(quantized: Quantized, tensors: Mapping[str, QTensor], node: Node, target: Target) -> tuple[QLayer, int, int]:
-    """One layer's integers, and how many weights and channels the target changed."""
+def _layer(quantized: Quantized, tensors: Mapping[str, QTensor], node: Node, target: Target) -> tuple[QLayer, int]:
+    """One layer's integers, and how many weights the target changed now, after training."""
     graph, spec = quantized.graph, quantized.plan.weights[node.name]
     weight = graph.parameters[node.parameters["weight"]].detach().cpu().double()
     scale = quantized.weight_scales[node.name].detach().cpu().double()
     q_weight = quantize_weight(weight, scale, spec.qmax).numpy().astype(np.int64)
-    float_scale, weights_changed, channels_changed = scale.numpy(), 0, 0
+    float_scale, weights_changed = scale.numpy(), 0
     source = tensors[node.inputs[0]]
     bias = graph.parameter(node, "bias")
     float_bias = np.zeros(len(weight)) if bias is None else bias.detach().cpu().double().numpy()
@@ -194,18 +196,18 @@ def _layer(quantized: Quantized, tensors: Mapping[str, QTensor], node: Node, tar
         float_scale = np.maximum(float_scale, least)
         rounded = quantize_weight(weight, torch.from_numpy(float_scale), spec.qmax).numpy().astype(np.int64)
         q_weight = np.where(small.reshape(-1, *[1] * (weight.ndim - 1)), rounded, q_weight)
-    if target.pair_sums and not _is_depthwise(graph, node, weight):
+    if target.pair_sums and not is_depthwise(graph, node):
         before = q_weight
-        q_weight, float_scale, broken = make_safe(weight.numpy(), float_scale, q_weight, source.qmax, spec.qmax)
-        weights_changed, channels_changed = int((before != q_weight).sum()), int(broken.sum())
+        q_weight, float_scale, _ = make_safe(weight.numpy(), float_scale, q_weight, source.qmax, spec.qmax)
+        weights_changed = int((before != q_weight).sum())
     scale32 = float_scale.astype(np.float32)
     product = (source.scale * scale32).astype(np.float32).astype(np.float64)
     q_bias = np.clip(np.rint(float_bias / product), -INT32_MAX, INT32_MAX)
     layer = QLayer(q_weight.astype(np.int8), scale32, q_bias.astype(np.int32), spec.bits)
-    return layer, weights_changed, channels_changed
+    return layer, weights_changed
 
 
-def _is_depthwise(graph: Graph, node: Node, weight: torch.Tensor) -> bool:
+def is_depthwise(graph: Graph, node: Node) -> bool:
     """One filter for each of several channels: the kernels for these do not add products in pairs."""
     channels = graph[node.inputs[0]].shape[0]
-    return node.op == "conv" and node.attributes["groups"] == channels == len(weight) and channels > 1
+    return node.op == "conv" and node.attributes["groups"] == channels == node.shape[0] and channels > 1

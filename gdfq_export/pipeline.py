@@ -207,9 +207,10 @@ def provenance(exported: Exported, settings: Settings, fakequant_sha256: str | N
         "seed": settings.seed,
         "target": settings.target,
         "target_cost": {
+            "channels_coarser": report.channels_coarser,
+            "channels": report.channels_total,
             "weights_changed": report.weights_changed,
             "weights": report.weights_total,
-            "channels_changed": report.channels_changed,
             "scales_nudged": report.scales_nudged,
             "largest_nudge": report.largest_nudge,
         },
@@ -302,6 +303,7 @@ def run(
         "weights_source": loaded.weights_source,
         "target": settings.target,
         "float_parts": [f"{node.op} at {node.place}" for node in prepared.in_float],
+        "channels_coarser_for_target": exported.integer.report.channels_coarser,
         "weights_changed_for_target": exported.integer.report.weights_changed,
         "figures": dict(exported.outcome.figures),
     }

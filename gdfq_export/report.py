@@ -27,7 +27,6 @@ from gdfq_export.integer import IntegerModel
 from gdfq_export.lower import Quantized
 from gdfq_export.ops import LAYERS
 from gdfq_export.packing import weight_bytes
-from gdfq_export.quantizers import quantize_weight
 from gdfq_export.settings import Settings
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def _tiles(exported: Exported, facts: Mapping[str, Any]) -> str:
         (f"{exported.agreement:.1f} %", f"same class as the float network on {images} held-back generated images"),
         (f"{facts['file_bytes'] / 1e3:,.0f} kB", f"ONNX file; {facts['fp32_bytes'] / 1e3:,.0f} kB in float"),
         (f"{facts['fp32_bytes'] / facts['file_bytes']:.1f} x", "smaller than the float file"),
-        (f"{report.weights_changed:,}", f"of {report.weights_total:,} weights changed for the target"),
+        (f"{report.channels_coarser:,}", f"of {report.channels_total:,} channels have coarser weights for the target"),
         (f"{100 * exported.simulation.to_json()['share']:.2g} %", "of codes differ from the simulation in training"),
     ]
     inner = "".join(f'<div class="tile"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in tiles)
@@ -178,19 +177,11 @@ def _figures(exported: Exported) -> str:
     return _section("Figures", note, _definitions(pairs))
 
 
-def weights_changed(model: IntegerModel, quantized: Quantized, node: Node) -> int:
-    """How many of a layer's weights differ from what rounding to nearest makes of them, for the target's sake."""
-    weight = quantized.graph.parameters[quantized.graph[node.name].parameters["weight"]].detach().cpu().double()
-    scale = quantized.weight_scales[node.name].detach().cpu().double()
-    rounded = quantize_weight(weight, scale, quantized.plan.weights[node.name].qmax).numpy()
-    return int((rounded != model.layers[node.name].q_weight).sum())
-
-
 def _layers(model: IntegerModel, quantized: Quantized) -> str:
     rows = []
     for node in _layers_of(model.graph):
         layer = model.layers[node.name]
-        changed = weights_changed(model, quantized, node)
+        coarser = quantized.coarser.get(node.name, 0)
         scales = f"{short(float(layer.scale.min()))} .. {short(float(layer.scale.max()))}"
         source = model.tensors[node.inputs[0]]
         rows.append(
@@ -202,15 +193,16 @@ def _layers(model: IntegerModel, quantized: Quantized) -> str:
                 f"{weight_bytes(layer.q_weight.size, layer.bits):,}",
                 scales,
                 f"{short(float(source.scale))}, {source.zero_point}",
-                f'<span class="changed">{changed:,}</span>' if changed else "0",
+                f'<span class="changed">{coarser:,}</span>' if coarser else "0",
             )
         )
-    head = ("layer", "weight", "bits", "weights", "bytes", "scales", "input scale, zero point", "changed for target")
+    head = ("layer", "weight", "bits", "weights", "bytes", "scales", "input scale, zero point", "coarser channels")
     report = model.report
     note = (
-        f'<p class="soft">For <code>{escape(report.target)}</code> {report.channels_changed:,} channels were changed '
-        f"so that no product saturates, and {report.scales_nudged:,} scales of sums grew by up to "
-        f"{report.largest_nudge:.2%} so that all processors round alike.</p>"
+        f'<p class="soft">For <code>{escape(report.target)}</code> {report.channels_coarser:,} channels got coarser '
+        f"weights before training so that no product saturates, {report.weights_changed:,} weights were changed after "
+        f"it, and {report.scales_nudged:,} scales of sums grew by up to {report.largest_nudge:.2%} so that all "
+        f"processors round alike.</p>"
     )
     return _section("Layers", note, _table(head, rows, numbers=(3, 4, 7)))
 

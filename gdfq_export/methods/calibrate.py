@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from gdfq_export.lower import Quantized
+from gdfq_export.fit import fit_to_target
+from gdfq_export.lower import TARGETS, Quantized
 from gdfq_export.methods.supply import Generated
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.program import FloatProgram
@@ -45,4 +46,5 @@ def quantize_to_nearest(task: Task, images: Sequence[Tensor]) -> Quantized:
         layer: weight_scales(task.folded.parameters[task.folded[layer].parameters["weight"]], spec.qmax)
         for layer, spec in task.plan.weights.items()
     }
-    return Quantized(task.folded, task.plan, affines_from_ranges(task.plan, ranges), scales)
+    nearest = Quantized(task.folded, task.plan, affines_from_ranges(task.plan, ranges), scales)
+    return fit_to_target(nearest, TARGETS[settings.target])

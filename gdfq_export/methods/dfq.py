@@ -12,8 +12,9 @@ import torch
 
 from gdfq_export.assumed_activations import AssumedActivations, propagate
 from gdfq_export.bias_correction import correct_by_images, correct_by_moments
+from gdfq_export.fit import fit_to_target
 from gdfq_export.graph import Graph
-from gdfq_export.lower import Quantized
+from gdfq_export.lower import TARGETS, Quantized
 from gdfq_export.methods.recon import make_images
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.moments import Moments, batch_norm_outputs, divided, peak, shifted
@@ -73,4 +74,5 @@ def quantize_by_moments(task: Task, graph: Graph, moments: dict[str, Moments]) -
         layer: weight_scales(graph.parameters[graph[layer].parameters["weight"]], spec.qmax)
         for layer, spec in task.plan.weights.items()
     }
-    return Quantized(graph, task.plan, affines_from_ranges(task.plan, ranges), scales)
+    nearest = Quantized(graph, task.plan, affines_from_ranges(task.plan, ranges), scales)
+    return fit_to_target(nearest, TARGETS[task.settings.target])

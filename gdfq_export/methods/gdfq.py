@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gdfq_export.distributed import agreed, shared, size
 from gdfq_export.errors import DivergedError, UsageError
 from gdfq_export.fakequant import FakeQuantProgram
+from gdfq_export.graph import Graph
 from gdfq_export.losses import distillation_loss, student_cross_entropy, student_loss
 from gdfq_export.lower import Quantized
 from gdfq_export.methods.calibrate import quantize_to_nearest, real_calibration
@@ -79,7 +80,7 @@ def gdfq(task: Task) -> Outcome:
         supply.warm_up(stopwatch)
         shown = task.real.calibration
         images = supply.calibration() if shown is None else real_calibration(task, shown)[0]
-        found = agreed(calibrated_to_save(quantize_to_nearest(task, images)))
+        found = agreed(calibrated_to_save(task, quantize_to_nearest(task, images)))
         calibrated = calibrated_from_saved(task, found)
         training = start_training(task, calibrated, supply)
     else:
@@ -129,7 +130,7 @@ def start_training(task: Task, calibrated: Quantized, supply: Supply) -> Trainin
 
 def train(task: Task, training: Training, calibrated: Quantized, stopwatch: Stopwatch) -> None:
     """The loop of Algorithm 1. A budget becomes a number of steps once their cost is known, so that rates can decay."""
-    schedule, checkpoint, ranges = task.settings.schedule, task.checkpoint, calibrated_to_save(calibrated)
+    schedule, checkpoint, start_state = task.settings.schedule, task.checkpoint, calibrated_to_save(task, calibrated)
     start, first = stopwatch.seconds, training.done
     while training.done < training.steps:
         seen = take_turn(training, schedule)
@@ -142,7 +143,7 @@ def train(task: Task, training: Training, calibrated: Quantized, stopwatch: Stop
         task.progress("training generator and student in turns", training.done, training.steps)
         if training.done == training.steps or checkpoint.is_due():
             refuse_diverged(loss_of_saved(training, seen, schedule), training.done, schedule.student_lr)
-            entry = {"calibrated": ranges, "seconds": stopwatch.seconds}
+            entry = {"calibrated": start_state, "seconds": stopwatch.seconds}
             checkpoint.save(TRAINING_STAGE, {**training.to_save(), **entry})
             checkpoint.drop(GENERATOR_STAGE)
 
@@ -165,16 +166,22 @@ def take_turn(training: Training, schedule: Schedule) -> GeneratorStep:
     return seen
 
 
-def calibrated_to_save(quantized: Quantized) -> dict[str, Any]:
-    """Scales and zero points; the weights are those of the folded network."""
-    affines = {group: [affine.scale, affine.zero_point] for group, affine in quantized.affines.items()}
-    return {"affines": affines, "weight_scales": dict(quantized.weight_scales)}
+def calibrated_to_save(task: Task, quantized: Quantized) -> dict[str, Any]:
+    """Scales and zero points, and the weights that are not those of the folded network."""
+    own = {k: v for k, v in quantized.graph.parameters.items() if v is not task.folded.parameters[k]}
+    return {
+        "affines": {group: [affine.scale, affine.zero_point] for group, affine in quantized.affines.items()},
+        "weight_scales": dict(quantized.weight_scales),
+        "weights": own,
+        "coarser": dict(quantized.coarser),
+    }
 
 
 def calibrated_from_saved(task: Task, saved: Mapping[str, Any]) -> Quantized:
     """The inverse of `calibrated_to_save`."""
     affines = {group: Affine(scale, zero_point) for group, (scale, zero_point) in saved["affines"].items()}
-    return Quantized(task.folded, task.plan, affines, saved["weight_scales"])
+    graph = Graph(task.folded.nodes, {**task.folded.parameters, **saved["weights"]}, task.folded.output)
+    return Quantized(graph, task.plan, affines, saved["weight_scales"], saved["coarser"])
 
 
 def loss_of_student(student: nn.Module, seen: GeneratorStep, schedule: Schedule) -> Tensor:

@@ -20,7 +20,7 @@ from gdfq_export.models.random_weights import set_batch_norm_statistics
 from gdfq_export.models.sources import LoadedModel
 from gdfq_export.pipeline import Exported, prepare, quantize_model
 from gdfq_export.plan import BitWidths
-from gdfq_export.report import contact_sheet, report_html, weights_changed, widths_of
+from gdfq_export.report import contact_sheet, report_html, widths_of
 from gdfq_export.settings import Distillation, Schedule, Settings
 
 VOID = {"meta", "img", "br", "line", "circle", "polyline"}
@@ -118,11 +118,13 @@ def test_sections_without_content_are_left_out() -> None:
     assert "<h2>Training" not in html
 
 
-def test_the_weights_that_the_target_changed_add_up_to_its_report() -> None:
-    model, quantized = exported().integer, exported().outcome.quantized
-    total = sum(weights_changed(model, quantized, node) for node in model.graph.of("conv", "linear"))
-    assert model.report.weights_changed > 0
-    assert total == model.report.weights_changed
+def test_the_channels_that_the_target_made_coarser_are_in_the_report() -> None:
+    coarser, report = exported().outcome.quantized.coarser, exported().integer.report
+    assert report.channels_coarser == sum(coarser.values()) > 0
+    assert report.weights_changed == 0  # nothing was trained after the weights were made safe
+    text = "".join(read().words)
+    assert f"of {report.channels_total} channels have coarser weights" in text
+    assert f"{report.channels_coarser} channels got coarser weights before training" in " ".join(text.split())
 
 
 def test_the_widths_are_a_span_where_layers_differ() -> None:
