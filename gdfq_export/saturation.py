@@ -35,6 +35,13 @@ def from_pairs(paired: npt.NDArray[np.generic], shape: tuple[int, ...]) -> npt.N
     return np.moveaxis(paired.reshape(shape[0], -1)[:, :size].reshape(moved), -1, 1)
 
 
+def partners(shape: tuple[int, ...]) -> Int:
+    """For each weight of an output channel (I, *kernel), flat, which other one is added to it; -1 where none is."""
+    index = np.arange(1, int(np.prod(shape[1:])) + 1).reshape(1, *shape[1:])
+    found: Int = from_pairs(pairs(index)[..., ::-1], (1, *shape[1:])).reshape(-1).astype(np.int64) - 1
+    return found
+
+
 def breaking_channels(q_weight: npt.NDArray[np.generic], amax: int) -> npt.NDArray[np.bool_]:
     """Output channels (O,) with a pair that can saturate."""
     paired = pairs(q_weight.astype(np.int64))

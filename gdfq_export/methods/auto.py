@@ -3,7 +3,9 @@
 nearest        ranges from optimised images, weights rounded to nearest
 corrected      ... and biases that bring each layer's mean back (DFQ)
 equalized      channels of equal range first, then ranges and biases
-reconstructed  block by block (`reconstruct.py`), from the better of the two roundings to nearest
+second order   each weight makes good what the ones before it cost (`second_order.py`), from the better of the two
+               roundings to nearest
+reconstructed  block by block (`reconstruct.py`), from the same; below 8 bits only, where there is something to learn
 
 The score (`score.py`) is how far the logits of held-back images are from the float network's; it needs no data. The
 ladder ends when the score is as good as `ENOUGH`, when nothing is left, or when the budget is used up.
@@ -18,13 +20,15 @@ import torch
 from torch import Tensor
 
 from gdfq_export.bias_correction import correct_by_images
-from gdfq_export.lower import Quantized
+from gdfq_export.lower import TARGETS, Quantized
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.dfq import equalized_network
 from gdfq_export.methods.recon import make_images, seen_and_held_back
 from gdfq_export.methods.task import Outcome, Task
+from gdfq_export.plan import MAX_BITS, Plan
 from gdfq_export.reconstruct import reconstruct
 from gdfq_export.score import error_of
+from gdfq_export.second_order import round_by_second_order
 from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
@@ -84,7 +88,16 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
     if ladder.is_good() or stopwatch.is_over():
         return
     start = equalized if even < plain else nearest
+    target = TARGETS[settings.target]
+    ladder.add("second_order", round_by_second_order(start, images, target, task.progress))
+    if ladder.is_good() or stopwatch.is_over() or not is_narrow(task.plan):
+        return
     ladder.add(
         "reconstructed",
         reconstruct(start, images, settings.reconstruction, settings.seed, task.progress, stopwatch, task.checkpoint),
     )
+
+
+def is_narrow(plan: Plan) -> bool:
+    """Whether anything is rounded to less than 8 bits."""
+    return any(spec.bits < MAX_BITS for spec in [*plan.tensors.values(), *plan.weights.values()])

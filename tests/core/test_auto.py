@@ -16,16 +16,16 @@ from gdfq_export.settings import Reconstruction, Settings, schedule_for
 from gdfq_export.stopwatch import Stopwatch
 
 W4A4 = BitWidths(4, 4)
-RUNGS = ["nearest", "corrected", "equalized", "reconstructed"]
+RUNGS = ["nearest", "corrected", "equalized", "second_order", "reconstructed"]
 
 
-def task() -> Task:
+def task(bits: BitWidths = W4A4) -> Task:
     settings = Settings(
-        "auto", W4A4, schedule_for("fast", (3, 8, 8)), "mse", "portable", 0, reconstruction=Reconstruction(2, batch=4)
+        "auto", bits, schedule_for("fast", (3, 8, 8)), "mse", "portable", 0, reconstruction=Reconstruction(2, batch=4)
     )
     graph = folded("residual")
     spec = ImageSpec((3, 8, 8), (-2.0,) * 3, (2.0,) * 3)
-    return Task(captured("residual"), graph, make_plan(graph, W4A4, (-2.0, 2.0)), spec, settings, silent, Checkpoint())
+    return Task(captured("residual"), graph, make_plan(graph, bits, (-2.0, 2.0)), spec, settings, silent, Checkpoint())
 
 
 def scoring(values: list[float]) -> Ladder:
@@ -49,7 +49,8 @@ def test_the_best_state_is_kept_and_not_the_last() -> None:
         ([ENOUGH / 2], 1),  # the first rung is good enough
         ([1.0, ENOUGH], 2),
         ([1.0, 0.9, 0.8, ENOUGH / 2], 3),  # the equalized network is scored before and after correction
-        ([1.0, 0.9, 0.8, 0.7, 0.6], 4),
+        ([1.0, 0.9, 0.8, 0.7, ENOUGH / 2], 4),
+        ([1.0, 0.9, 0.8, 0.7, 0.6, 0.5], 5),
     ],
 )
 def test_the_ladder_ends_when_a_state_is_good_enough(scores: list[float], rungs: int) -> None:
@@ -57,6 +58,13 @@ def test_the_ladder_ends_when_a_state_is_good_enough(scores: list[float], rungs:
     climb(task(), ladder, images(count=8), Stopwatch(None))
     assert list(ladder.scores) == RUNGS[:rungs]
     assert isinstance(ladder.best, Quantized)
+
+
+@pytest.mark.parametrize(("bits", "rungs"), [(BitWidths(8, 8), 4), (BitWidths(8, 7), 5), (BitWidths(7, 8), 5)])
+def test_rounding_is_learned_only_below_8_bits(bits: BitWidths, rungs: int) -> None:
+    ladder = scoring([1.0] * 6)
+    climb(task(bits), ladder, images(count=8), Stopwatch(None))
+    assert list(ladder.scores) == RUNGS[:rungs]
 
 
 def test_without_time_left_the_cheap_rungs_remain() -> None:
