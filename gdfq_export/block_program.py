@@ -69,6 +69,13 @@ def largest_step(members: Sequence[TensorSpec], affine: Affine) -> float:
     return max(affine.scale, min([*above, *below], default=math.inf))
 
 
+def noise_behind(quantized: Quantized, node: Node) -> float:
+    """One step of the activation that a layer reads, as large as it is behind the layer's weights."""
+    spec = quantized.plan.tensors[node.inputs[0]]
+    weight = quantized.graph.parameters[node.parameters["weight"]].detach()
+    return quantized.affines[spec.group].scale * spec.factor * float(weight.flatten(1).norm(dim=1).mean())
+
+
 class Dropping:
     """Decides at random which values are rounded: windows into one pool of zeros and ones, laid out like the values.
 
@@ -134,7 +141,7 @@ class BlockProgram(nn.Module):
             if "bias" in node.parameters:
                 bias = graph.parameters[node.parameters["bias"]].detach().float()
                 self.biases[self.slots[node.name]] = nn.Parameter(torch.zeros_like(bias))
-                self.stated[self.slots[node.name]] = (bias, self._noise_behind(node))
+                self.stated[self.slots[node.name]] = (bias, noise_behind(quantized, node))
         inside = {node.name for node in block.nodes}
         groups = plan.groups()
         here = {plan.tensors[node.name].group for node in block.nodes if node.name in plan.sources}
@@ -148,12 +155,6 @@ class BlockProgram(nn.Module):
         self.steps = nn.ParameterDict({f"u{index}": nn.Parameter(torch.zeros(())) for index, _ in enumerate(own)})
         self.own = {group: f"u{index}" for index, group in enumerate(own)}
         self.limits = {group: largest_step(groups[group], self.affines[group]) for group in here}
-
-    def _noise_behind(self, node: Node) -> float:
-        """One step of the activation that a layer reads, as large as it is behind the layer's weights."""
-        spec = self.plan.tensors[node.inputs[0]]
-        weight = self.rounding(node.name)(hard=True).detach()
-        return self.affines[spec.group].scale * spec.factor * float(weight.flatten(1).norm(dim=1).mean())
 
     def bias(self, slot: str) -> Tensor:
         """A layer's bias."""

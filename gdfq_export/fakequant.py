@@ -97,9 +97,16 @@ class FakeQuantProgram(nn.Module):
         )
         self.last_use = {name: index for index, node in enumerate(self.graph.nodes) for name in node.inputs}
 
+    def _held(self, node: Node) -> dict[str, Tensor]:
+        return {role: self.values[self.keys[key]] for role, key in node.parameters.items()}
+
+    def step(self, group: str) -> Tensor:
+        """The scale of a group of activations."""
+        return torch.as_tensor(self.steps[self.groups[group]])
+
     def _round(self, name: str, value: Tensor) -> Tensor:
         spec = self.plan.tensors[name]
-        step = self.steps[self.groups[spec.group]]
+        step = self.step(spec.group)
         floor = 0.0 if self._is_saturation(self.graph[name]) else None
         return fake_quantize(value, step * spec.factor, self.zero_points[spec.group], 0, spec.qmax, floor, size())
 
@@ -122,7 +129,7 @@ class FakeQuantProgram(nn.Module):
         """Normalised images -> logits of the simulated integer network; `visit` sees every rounded tensor by name."""
         values: dict[str, Tensor] = {}
         for index, node in enumerate(self.graph.nodes):
-            held = {role: self.values[self.keys[key]] for role, key in node.parameters.items()}
+            held = self._held(node)
             if node.op == INPUT:
                 value = x
             elif node.op in LAYERS:

@@ -52,8 +52,9 @@ def reconstruct(
     progress: Progress,
     stopwatch: Stopwatch | None = None,
     checkpoint: Checkpoint | None = None,
+    share: float = 1.0,
 ) -> Quantized:
-    """Reconstructs every block in turn; what is left of a time limit is shared out evenly among the blocks."""
+    """Reconstructs every block in turn; what is left of a share of the budget is divided evenly among the blocks."""
     stopwatch, checkpoint = stopwatch or Stopwatch(None), checkpoint or Checkpoint()
     graph = quantized.graph
     blocks = find_blocks(graph, quantized.plan)
@@ -68,7 +69,7 @@ def reconstruct(
     for index, block in enumerate(blocks):
         program = BlockProgram(block, quantized)
         targets = keep(run_float(graph, block, exact, schedule.batch))
-        seconds = stopwatch.left() / (len(blocks) - index)
+        seconds = stopwatch.left(share) / (len(blocks) - index)
         if program.slots and index >= finished and seconds > 0:
             data = _Data(exact, rounded, targets)
             randomness = torch.Generator().manual_seed(seed * SEEDS + index)

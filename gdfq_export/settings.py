@@ -68,6 +68,18 @@ class Reconstruction:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """How the whole network is tuned after its blocks."""
+
+    steps: int
+    batch: int = 64
+    weight_lr: float = 0.03  # in codes
+    scale_lr: float = 0.001  # of a scale, relative
+    bias_lr: float = 0.003  # in units of the noise that it meets
+    shift: int = 2  # pixels that images are moved by
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that decides the result of a run, beside the network."""
 
@@ -81,6 +93,7 @@ class Settings:
     input_format: InputFormat = "float-nchw"
     distillation: Distillation = Distillation(images=256, batch=256, steps=100)
     reconstruction: Reconstruction = Reconstruction(steps=300)
+    tuning: Tuning = Tuning(steps=400)
     size_budget: int | None = None  # bytes of the file; the widths of weights follow
     bit_operations_budget: int | None = None
     allow_float: str | None = None  # regular expression: which operations may stay float
@@ -147,7 +160,7 @@ def distillation_for(preset: str, shape: tuple[int, ...]) -> Distillation:
     if is_large(shape):
         images, steps = {"fast": (48, 60), "standard": (64, 100), "paper": (256, 150)}[preset]
         return Distillation(images, min(images, 64), steps, shift=max(shape[1:]) // 10, views=2)
-    images, steps = {"fast": (128, 60), "standard": (512, 100), "paper": (1024, 150)}[preset]
+    images, steps = {"fast": (128, 60), "standard": (1024, 100), "paper": (2048, 150)}[preset]
     return Distillation(images, min(images, 256), steps)
 
 
@@ -155,3 +168,10 @@ def reconstruction_for(preset: str, shape: tuple[int, ...]) -> Reconstruction:
     """How long each block is trained."""
     steps = {"fast": 100, "standard": 300, "paper": 1000}[preset]
     return Reconstruction(steps, batch=16 if is_large(shape) else 32)
+
+
+def tuning_for(preset: str, shape: tuple[int, ...]) -> Tuning:
+    """How long the whole network is tuned."""
+    if is_large(shape):
+        return Tuning({"fast": 30, "standard": 150, "paper": 1000}[preset], batch=16, shift=max(shape[1:]) // 16)
+    return Tuning({"fast": 100, "standard": 500, "paper": 3000}[preset])

@@ -22,6 +22,10 @@ class Stopwatch:
         """Counts what an earlier process spent."""
         self._start -= seconds
 
+    def at_least(self, seconds: float) -> None:
+        """Like `add`, for a count that may include what was added before."""
+        self._start = min(self._start, time.monotonic() - seconds)
+
     @property
     def seconds(self) -> float:
         """Spent so far."""

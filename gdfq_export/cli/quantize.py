@@ -246,6 +246,7 @@ def quantize(
         distillation_for,
         reconstruction_for,
         schedule_for,
+        tuning_for,
         with_budget,
         with_reading,
     )
@@ -288,6 +289,7 @@ def quantize(
         input_format="uint8-nhwc" if input_format == "uint8-nhwc" else "float-nchw",
         distillation=distillation_for(longest, loaded.input_size),
         reconstruction=reconstruction_for(longest, loaded.input_size),
+        tuning=tuning_for(longest, loaded.input_size),
         size_budget=budgets[0],
         bit_operations_budget=budgets[1],
         allow_float=allow_float,

@@ -6,6 +6,7 @@ equalized      channels of equal range first, then ranges and biases
 second order   each weight makes good what the ones before it cost (`second_order.py`), from the better of the two
                roundings to nearest
 reconstructed  block by block (`reconstruct.py`), from the same; below 8 bits only, where there is something to learn
+tuned          the reconstructed network as a whole (`end_to_end.py`)
 
 The score (`score.py`) is how far the logits of held-back images are from the float network's; it needs no data. The
 ladder ends when the score is as good as `ENOUGH`, when nothing is left, or when the budget is used up.
@@ -23,10 +24,9 @@ from gdfq_export.bias_correction import correct_by_images
 from gdfq_export.lower import TARGETS, Quantized
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.dfq import equalized_network
-from gdfq_export.methods.recon import make_images, seen_and_held_back
+from gdfq_export.methods.recon import learn_as_a_whole, learn_blocks, make_images, seen_and_held_back
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.plan import MAX_BITS, Plan
-from gdfq_export.reconstruct import reconstruct
 from gdfq_export.score import error_of
 from gdfq_export.second_order import round_by_second_order
 from gdfq_export.stopwatch import Stopwatch
@@ -87,17 +87,19 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
     ladder.add("equalized", correct_by_images(equalized, images))
     if ladder.is_good() or stopwatch.is_over():
         return
-    start = equalized if even < plain else nearest
+    start, exact = (equalized, graph) if even < plain else (nearest, task.folded)
     target = TARGETS[settings.target]
     ladder.add("second_order", round_by_second_order(start, images, target, task.progress))
     if ladder.is_good() or stopwatch.is_over() or not is_narrow(task.plan):
         return
-    ladder.add(
-        "reconstructed",
-        reconstruct(start, images, settings.reconstruction, settings.seed, task.progress, stopwatch, task.checkpoint),
-    )
+    reconstructed = learn_blocks(task, start, images, stopwatch)
+    ladder.add("reconstructed", reconstructed)
+    if ladder.is_good() or stopwatch.is_over():
+        return
+    ladder.add("tuned", learn_as_a_whole(task, reconstructed, exact, images, stopwatch))
 
 
 def is_narrow(plan: Plan) -> bool:
     """Whether anything is rounded to less than 8 bits."""
-    return any(spec.bits < MAX_BITS for spec in [*plan.tensors.values(), *plan.weights.values()])
+    widths = {spec.bits for spec in plan.tensors.values()} | {spec.bits for spec in plan.weights.values()}
+    return min(widths) < MAX_BITS

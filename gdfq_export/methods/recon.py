@@ -1,4 +1,5 @@
-"""Reconstruction: images optimised against the frozen network, then each block learns to return what it returned."""
+"""Reconstruction: images are optimised against the frozen network, each block learns to return what it returned, and
+then the network as a whole does."""
 
 from __future__ import annotations
 
@@ -8,6 +9,9 @@ import torch
 from torch import Tensor
 
 from gdfq_export.distilled import Images, distil_images, fit_to_time, time_a_step
+from gdfq_export.end_to_end import tune
+from gdfq_export.graph import Graph
+from gdfq_export.lower import Quantized
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.reconstruct import reconstruct
@@ -19,7 +23,8 @@ from gdfq_export.views import with_views
 
 HELD_BACK = 8  # one image of so many is fitted to by nothing
 PLAN_STAGE = "plan"
-IMAGES_SHARE = 0.45  # of the budget
+IMAGES_SHARE = 0.3  # of the budget
+BLOCKS_SHARE = 0.65  # ... is used up when all blocks have learned
 
 
 def recon(task: Task) -> Outcome:
@@ -30,13 +35,25 @@ def recon(task: Task) -> Outcome:
     made = make_images(task, teacher, stopwatch)
     images, held_back = seen_and_held_back(task, made)
     calibrated = quantize_to_nearest(task, torch.split(images, settings.reconstruction.batch))
-    trained = reconstruct(
-        calibrated, images, settings.reconstruction, settings.seed, task.progress, stopwatch, task.checkpoint
-    )
-    before = error_of(calibrated, teacher, held_back)
-    after = error_of(trained, teacher, held_back)
-    figures = {"images": len(made.pixels), "error_calibrated": before, "error_trained": after}
-    return Outcome(trained if after < before else calibrated, held_back, figures)
+    reconstructed = learn_blocks(task, calibrated, images, stopwatch)
+    tuned = learn_as_a_whole(task, reconstructed, task.folded, images, stopwatch)
+    states = {"calibrated": calibrated, "reconstructed": reconstructed, "tuned": tuned}
+    errors = {name: error_of(state, teacher, held_back) for name, state in states.items()}
+    figures = {"images": len(made.pixels), **{f"error_{name}": error for name, error in errors.items()}}
+    return Outcome(states[min(errors, key=errors.__getitem__)], held_back, figures)
+
+
+def learn_blocks(task: Task, start: Quantized, images: Tensor, stopwatch: Stopwatch) -> Quantized:
+    """Block-by-block reconstruction, with its share of the budget."""
+    settings, share = task.settings, BLOCKS_SHARE
+    schedule = settings.reconstruction
+    return reconstruct(start, images, schedule, settings.seed, task.progress, stopwatch, task.checkpoint, share)
+
+
+def learn_as_a_whole(task: Task, start: Quantized, exact: Graph, images: Tensor, stopwatch: Stopwatch) -> Quantized:
+    """End-to-end tuning towards the float network `exact`, with what is left of the budget."""
+    settings = task.settings
+    return tune(start, exact, images, settings.tuning, settings.seed, task.progress, stopwatch, task.checkpoint)
 
 
 def make_images(task: Task, teacher: Teacher, stopwatch: Stopwatch) -> Images:
