@@ -12,16 +12,18 @@ from gdfq_export.methods.auto import ENOUGH, Ladder, climb
 from gdfq_export.methods.task import Task
 from gdfq_export.plan import BitWidths, make_plan
 from gdfq_export.progress import silent
-from gdfq_export.settings import Reconstruction, Settings, schedule_for
+from gdfq_export.settings import Reconstruction, Settings, Tuning, schedule_for
 from gdfq_export.stopwatch import Stopwatch
 
 W4A4 = BitWidths(4, 4)
-RUNGS = ["nearest", "corrected", "equalized", "second_order", "reconstructed"]
+RUNGS = ["nearest", "corrected", "equalized", "second_order", "reconstructed", "tuned"]
 
 
 def task(bits: BitWidths = W4A4) -> Task:
     settings = Settings(
-        "auto", bits, schedule_for("fast", (3, 8, 8)), "mse", "portable", 0, reconstruction=Reconstruction(2, batch=4)
+        *("auto", bits, schedule_for("fast", (3, 8, 8)), "mse", "portable", 0),
+        reconstruction=Reconstruction(2, batch=4),
+        tuning=Tuning(2, batch=4),
     )
     graph = folded("residual")
     spec = ImageSpec((3, 8, 8), (-2.0,) * 3, (2.0,) * 3)
@@ -50,7 +52,8 @@ def test_the_best_state_is_kept_and_not_the_last() -> None:
         ([1.0, ENOUGH], 2),
         ([1.0, 0.9, 0.8, ENOUGH / 2], 3),  # the equalized network is scored before and after correction
         ([1.0, 0.9, 0.8, 0.7, ENOUGH / 2], 4),
-        ([1.0, 0.9, 0.8, 0.7, 0.6, 0.5], 5),
+        ([1.0, 0.9, 0.8, 0.7, 0.6, ENOUGH], 5),
+        ([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4], 6),
     ],
 )
 def test_the_ladder_ends_when_a_state_is_good_enough(scores: list[float], rungs: int) -> None:
@@ -60,9 +63,9 @@ def test_the_ladder_ends_when_a_state_is_good_enough(scores: list[float], rungs:
     assert isinstance(ladder.best, Quantized)
 
 
-@pytest.mark.parametrize(("bits", "rungs"), [(BitWidths(8, 8), 4), (BitWidths(8, 7), 5), (BitWidths(7, 8), 5)])
+@pytest.mark.parametrize(("bits", "rungs"), [(BitWidths(8, 8), 4), (BitWidths(8, 7), 6), (BitWidths(7, 8), 6)])
 def test_rounding_is_learned_only_below_8_bits(bits: BitWidths, rungs: int) -> None:
-    ladder = scoring([1.0] * 6)
+    ladder = scoring([1.0] * 7)
     climb(task(bits), ladder, images(count=8), Stopwatch(None))
     assert list(ladder.scores) == RUNGS[:rungs]
 

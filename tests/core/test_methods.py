@@ -19,7 +19,7 @@ from gdfq_export.models.sources import LoadedModel
 from gdfq_export.pipeline import prepare, quantize_model
 from gdfq_export.plan import BitWidths
 from gdfq_export.progress import silent
-from gdfq_export.settings import Distillation, Schedule, Settings, schedule_for
+from gdfq_export.settings import Distillation, Schedule, Settings, Tuning, schedule_for
 from gdfq_export.synthesis import Teacher
 
 SHORT = Schedule(batch=16, warmup_steps=4, steps=4, steps_per_epoch=2, calibration_images=32)
@@ -44,7 +44,7 @@ def loaded(module: nn.Module) -> LoadedModel:
 
 def settings(method: str, schedule: Schedule = SHORT) -> Settings:
     few = Distillation(images=32, batch=16, steps=4)
-    return Settings(method, BitWidths(4, 4), schedule, "mse", "portable", seed=0, distillation=few)
+    return Settings(method, BitWidths(4, 4), schedule, "mse", "portable", seed=0, distillation=few, tuning=Tuning(2, 8))
 
 
 @pytest.fixture(scope="module")
