@@ -41,6 +41,7 @@ from gdfq_export.progress import Progress, silent
 from gdfq_export.provenance import golden_vectors, stamp, stamp_input
 from gdfq_export.real_images import RealImages
 from gdfq_export.report import report_html, widths_of
+from gdfq_export.score import LogitError, forecast
 from gdfq_export.settings import InputFormat, Settings
 from gdfq_export.simulation import SimulationGap, compare_simulation
 
@@ -71,6 +72,7 @@ class Exported:
     integer: IntegerModel
     program: IntegerProgram
     agreement: float  # top-1 agreement with the float network on held-back images, in percent
+    error: float  # of the logits there, see `score.py`
     simulation: SimulationGap  # what training saw, against what is exported
 
 
@@ -119,21 +121,25 @@ def lower_outcome(prepared: Prepared, settings: Settings, outcome: Outcome, prog
     integer = lower(outcome.quantized, settings.target, settings.without)
     integer = dataclasses.replace(integer, graph=with_endings(integer.graph, prepared.endings))
     program = IntegerProgram(integer).eval()
-    agreement = teacher_agreement(program, FloatProgram(prepared.folded), outcome.held_back, progress)
+    agreement, error = against_teacher(program, FloatProgram(prepared.folded), outcome.held_back, progress)
     simulation = compare_simulation(outcome.quantized, program, outcome.held_back)
     if settings.input_format == "uint8-nhwc":
         integer = with_pixel_input(integer, prepared.loaded.mean, prepared.loaded.std)
-    return Exported(prepared, outcome, integer, IntegerProgram(integer).eval(), agreement, simulation)
+    return Exported(prepared, outcome, integer, IntegerProgram(integer).eval(), agreement, error, simulation)
 
 
 @torch.no_grad()
-def teacher_agreement(program: IntegerProgram, teacher: FloatProgram, images: Tensor, progress: Progress) -> float:
-    """Share of images that the integer network and the float network give the same class, in percent."""
-    same, batches = 0, torch.split(images, 32)
+def against_teacher(
+    program: IntegerProgram, teacher: FloatProgram, images: Tensor, progress: Progress
+) -> tuple[float, float]:
+    """Share of images that the integer and the float network give the same class, in percent, and the logits' error."""
+    same, error, batches = 0, LogitError(), torch.split(images, 32)
     for index, batch in enumerate(batches):
-        same += int((program(batch).argmax(1) == teacher(batch).argmax(1)).sum())
+        found, wanted = program(batch), teacher(batch)
+        same += int((found.argmax(1) == wanted.argmax(1)).sum())
+        error.add(found, wanted)
         progress("comparing with the float network", index + 1, len(batches))
-    return 100 * same / len(images)
+    return 100 * same / len(images), error.value
 
 
 def write_files(
@@ -216,6 +222,8 @@ def provenance(exported: Exported, settings: Settings, fakequant_sha256: str | N
         },
         "figures": dict(exported.outcome.figures),
         "teacher_agreement": exported.agreement,
+        "logit_error": exported.error,
+        "forecast": dataclasses.asdict(forecast(exported.error, exported.prepared.captured.num_outputs)),
         "simulation": exported.simulation.to_json(),
         "input": input_facts(loaded, settings.input_format),
         "output_step": output_step(exported.integer),
@@ -299,6 +307,8 @@ def run(
         "seconds": round(time.monotonic() - start, 1),
         **facts,
         "teacher_agreement": exported.agreement,
+        "logit_error": exported.error,
+        "forecast": dataclasses.asdict(forecast(exported.error, exported.prepared.captured.num_outputs)),
         "simulation": exported.simulation.to_json(),
         "weights_source": loaded.weights_source,
         "target": settings.target,

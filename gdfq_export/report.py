@@ -27,6 +27,7 @@ from gdfq_export.integer import IntegerModel
 from gdfq_export.lower import Quantized
 from gdfq_export.ops import LAYERS
 from gdfq_export.packing import weight_bytes
+from gdfq_export.score import forecast
 from gdfq_export.settings import Settings
 
 if TYPE_CHECKING:
@@ -166,9 +167,10 @@ def _training(traces: Mapping[str, Sequence[float]]) -> str:
 
 def _figures(exported: Exported) -> str:
     pairs = [(key.replace("_", " "), short(float(value))) for key, value in exported.outcome.figures.items()]
-    gap = exported.simulation
+    gap, guess = exported.simulation, forecast(exported.error, exported.prepared.captured.num_outputs)
     pairs += [
         ("agreement with the float network", f"{exported.agreement:.2f} %"),
+        ("forecast: points of top-1 lost on real images", f"{guess.drop:.1f} ({guess.low:.1f} to {guess.high:.1f})"),
         ("agreement with the simulation in training", f"{gap.top1_agreement:.2f} %"),
         ("codes that differ from that simulation", f"{gap.differing / max(gap.elements, 1):.1%}"),
         ("steps that such a code is off, at most", str(gap.max_steps)),

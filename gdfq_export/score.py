@@ -9,6 +9,8 @@ certainty that their probabilities hardly move while those of photographs alread
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -17,21 +19,58 @@ from gdfq_export.lower import Quantized
 from gdfq_export.synthesis import Teacher
 
 BATCH = 32
+POINTS, CROWDING = 32.0, 0.4  # points of top-1 for an error of 1 with ten classes, and how they grow with the classes
+SPREAD, SLACK = 2.0, 0.3  # bounds of the forecast: a factor either way, and points that chance alone takes
+
+
+class LogitError:
+    """1 - r^2 over batches, from 0 to 1."""
+
+    def __init__(self) -> None:
+        self.product = self.of_student = self.of_teacher = 0.0
+
+    def add(self, student: Tensor, teacher: Tensor) -> None:
+        """One batch of logits (N, C)."""
+        q, f = _centred(student), _centred(teacher)
+        self.product += float((q * f).sum())
+        self.of_student += float(q.square().sum())
+        self.of_teacher += float(f.square().sum())
+
+    @property
+    def value(self) -> float:
+        """Of all that was added; 1 where there is nothing to compare."""
+        scale = self.of_student * self.of_teacher
+        return 1.0 - max(self.product, 0.0) ** 2 / scale if scale > 0.0 else 1.0
 
 
 @torch.no_grad()
 def logit_error(student: FakeQuantProgram, teacher: Teacher, images: Tensor) -> float:
-    """1 - r^2, from 0 to 1."""
-    student = student.to(teacher.device)
-    product = of_student = of_teacher = 0.0
+    """1 - r^2 of a student that may be in training."""
+    student, error = student.to(teacher.device), LogitError()
     for batch in torch.split(images, BATCH):
         batch = batch.to(teacher.device)
-        q, f = (_centred(network(batch)) for network in (student, teacher.program))
-        product += float((q * f).sum())
-        of_student += float(q.square().sum())
-        of_teacher += float(f.square().sum())
-    scale = of_student * of_teacher
-    return 1.0 - max(product, 0.0) ** 2 / scale if scale > 0.0 else 1.0
+        error.add(student(batch), teacher.program(batch))
+    return error.value
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Points of top-1 that a network is expected to lose on real images, and between which bounds."""
+
+    drop: float
+    low: float
+    high: float
+
+
+def forecast(error: float, classes: int) -> Forecast:
+    """What an error on held-back images means for real ones.
+
+    Noise on the logits changes classes in proportion to its amplitude, both ways; what is lost in the end grows with its
+    square, which the error is, and faster where more classes are close to each other. `benchmarks/forecast.py`
+    measures how often it is right.
+    """
+    drop = min(POINTS * error * (max(classes, 2) / 10) ** CROWDING, 100.0)
+    return Forecast(drop, drop / SPREAD, min(drop * SPREAD + SLACK, 100.0))
 
 
 def _centred(logits: Tensor) -> Tensor:

@@ -324,6 +324,12 @@ def quantize(
     print(f"{out}: {loaded.name} as {result['widths']} by {method}, {result['file_bytes'] / 1e6:.2f} MB", end="")
     print(f" ({result['file_bytes'] / result['fp32_bytes']:.2f} of float), {result['seconds']:.0f} s")
     print(f"agreement with the float network on held-back generated images: {result['teacher_agreement']:.1f} %")
+    expected = result["forecast"]
+    if loaded.weights_source != "random":
+        print(
+            f"forecast: about {expected['drop']:.1f} points of top-1 lost on real images "
+            f"({expected['low']:.1f} to {expected['high']:.1f})"
+        )
     if loaded.weights_source == "random":
         print("weights are random (--no-pretrained): good for graph, size and latency only")
     for part in result["float_parts"]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gdfq_export.passes import canonicalize
 from gdfq_export.plan import BitWidths
-from gdfq_export.score import error_of, logit_error
+from gdfq_export.score import LogitError, error_of, forecast, logit_error
 from gdfq_export.synthesis import Teacher
 
 IMAGES = torch.tensor([[3.0, 0.0, 0.0], [0.0, 3.0, 3.0]])
@@ -64,3 +64,23 @@ def test_fewer_bits_have_a_larger_error() -> None:
     errors = [error_of(calibrated(graph, BitWidths(bits, bits)), teacher, images) for bits in (8, 6, 4, 2)]
     assert errors == sorted(errors)
     assert 0.0 < errors[0] < 0.01 < errors[-1]
+
+
+def test_batches_add_up() -> None:
+    answers = torch.tensor([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
+    parts = LogitError()
+    for student, teacher in zip(answers, IMAGES, strict=True):
+        parts.add(student[None], teacher[None])
+    assert parts.value == pytest.approx(error(answers))
+    assert LogitError().value == 1.0
+
+
+def test_the_forecast_grows_with_the_error_and_with_the_classes_and_stays_within_its_bounds() -> None:
+    drops = [forecast(error, 10).drop for error in (0.0, 0.001, 0.03, 0.2, 1.0)]
+    assert drops == sorted(drops)
+    assert drops[0] == 0.0
+    assert forecast(0.03, 1000).drop > forecast(0.03, 10).drop > forecast(0.03, 2).drop
+    for error in (0.0, 0.003, 0.3, 1.0):
+        made = forecast(error, 1000)
+        assert 0.0 <= made.low <= made.drop <= made.high <= 100.0
+        assert made.high > 0.0  # chance alone takes some
