@@ -65,9 +65,9 @@ class Forecast:
 def forecast(error: float, classes: int) -> Forecast:
     """What an error on held-back images means for real ones.
 
-    Noise on the logits changes classes in proportion to its amplitude, both ways; what is lost in the end grows with its
-    square, which the error is, and faster where more classes are close to each other. `benchmarks/forecast.py`
-    measures how often it is right.
+    Noise on the logits changes classes in proportion to its amplitude, both ways; what is lost in the end grows with
+    its square, which the error is, and faster where more classes are close to each other. How often it is right is
+    measured by `benchmarks/forecast.py`.
     """
     drop = min(POINTS * error * (max(classes, 2) / 10) ** CROWDING, 100.0)
     return Forecast(drop, drop / SPREAD, min(drop * SPREAD + SLACK, 100.0))
