@@ -68,7 +68,7 @@ def read_labelled(folder: Path, loaded: LoadedModel, most: int) -> Labelled:
     channels, height, width = loaded.input_size
     prepared = Preprocessing(height, width, channels, loaded.resize, loaded.mean, loaded.std, raw=False)
     found = list_images(folder)
-    found = found[:: max(len(found) // most, 1)]
+    found = found[:: max(-(-len(found) // most), 1)]
     images = torch.from_numpy(np.stack([network_input(image.path, prepared) for image in found]))
     return Labelled(images, torch.tensor([image.label for image in found]))
 

@@ -17,7 +17,7 @@ from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.graph import Graph, rebuild
 from gdfq_export.lower import Quantized
 from gdfq_export.moments import Moments, reads
-from gdfq_export.program import FloatProgram, run_taps
+from gdfq_export.program import FloatProgram
 from gdfq_export.quantizers import quantize_weight
 
 
@@ -39,10 +39,13 @@ def correct_by_images(quantized: Quantized, images: Tensor) -> Quantized:
 
     One pass does for all layers: a layer is corrected before the next one sees its output.
     """
-    wanted = {
-        name: value.mean((0, *range(2, value.ndim)))
-        for name, value in run_taps(FloatProgram(quantized.graph), images, quantized.plan.weights).items()
-    }
+    wanted: dict[str, Tensor] = {}
+
+    def note(name: str, value: Tensor) -> None:
+        if name in quantized.plan.weights:
+            wanted[name] = value.mean((0, *range(2, value.ndim)))
+
+    FloatProgram(quantized.graph)(images, note)
     program = _Corrected(quantized, wanted)
     program(images)
     return _with_shifts(quantized, program.shifts)

@@ -23,7 +23,6 @@ from gdfq_export.block_program import largest_step, noise_behind
 from gdfq_export.blocks import find_blocks
 from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.distilled import jitter
-from gdfq_export.errors import DivergedError
 from gdfq_export.fakequant import FakeQuantProgram, fake_quantize
 from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.lower import Quantized
@@ -120,24 +119,25 @@ def tune(
 ) -> Quantized:
     """Trains the whole network to return what `exact`, the same network in float, returns.
 
-    With a budget, for as long as is left of it at most.
+    With a budget, for as long as is left of it at most. Where the loss is no number any more, nothing was learned.
     """
     stopwatch, checkpoint = stopwatch or Stopwatch(None), checkpoint or Checkpoint()
     program, teacher = TunedProgram(quantized).train(), FloatProgram(exact)
     optimizer = torch.optim.Adam(_groups(program, schedule))
     rates = [group["lr"] for group in optimizer.param_groups]
     points = [name for name in block_outputs(quantized) if name != quantized.graph.output]
-    steps, first = schedule.steps, 0
+    steps, first, measured = schedule.steps, 0, stopwatch.limit == math.inf
     saved = checkpoint.load(TUNING_STAGE)
     if saved is not None:
         program.load_state_dict(saved["program"])
         optimizer.load_state_dict(saved["optimizer"])
-        steps, first = saved["steps"], saved["done"]
+        steps, first, measured = saved["steps"], saved["done"], saved["measured"]
         stopwatch.at_least(saved["seconds"])
     began = stopwatch.seconds
     for step in range(first, schedule.steps):
-        if step == TIMED and stopwatch.limit < math.inf:
-            steps = min(steps, TIMED + int(stopwatch.left() * TIMED / (stopwatch.seconds - began)))
+        if not measured and step == first + TIMED:
+            steps = min(steps, step + int(stopwatch.left() * TIMED / (stopwatch.seconds - began)))
+            measured = True
         if step >= steps:
             break
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -145,14 +145,18 @@ def tune(
         randomness = torch.Generator().manual_seed(seed * SEEDS + step)
         chosen = torch.randint(0, len(images), (schedule.batch,), generator=randomness)
         loss = loss_of(program, teacher, jitter(images[chosen], schedule.shift, randomness), points)
-        _refuse_diverged(float(loss.detach()), step)
+        if not math.isfinite(float(loss.detach())):
+            return quantized
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         progress(STAGE, step + 1, steps)
         if checkpoint.is_due():
             states = {"program": program.state_dict(), "optimizer": optimizer.state_dict()}
-            checkpoint.save(TUNING_STAGE, {**states, "steps": steps, "done": step + 1, "seconds": stopwatch.seconds})
+            checkpoint.save(
+                TUNING_STAGE,
+                {**states, "steps": steps, "done": step + 1, "measured": measured, "seconds": stopwatch.seconds},
+            )
     return program.quantized()
 
 
@@ -206,10 +210,3 @@ def _groups(program: TunedProgram, schedule: Tuning) -> list[dict[str, Any]]:
         {"params": list(program.shifts.values()), "lr": schedule.bias_lr},
     ]
     return [group for group in groups if group["params"]]
-
-
-def _refuse_diverged(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise DivergedError(
-            f"the tuning of the whole network became {loss} at step {step + 1}: use --method recon or more images"
-        )

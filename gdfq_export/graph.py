@@ -8,6 +8,7 @@ the same few attributes. A graph is a value: a pass returns a new one.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,3 +114,15 @@ def rebuild(
 def map_parameters(graph: Graph, change: Callable[[torch.Tensor], torch.Tensor]) -> Graph:
     """The same graph with `change` applied to every parameter (a move to a device, say)."""
     return Graph(graph.nodes, {key: change(value) for key, value in graph.parameters.items()}, graph.output)
+
+
+def unshared(graph: Graph) -> Graph:
+    """The same network in which no two nodes share a parameter, so that each can be trained on its own."""
+    users = Counter(key for node in graph.nodes for key in node.parameters.values())
+    parameters: dict[str, torch.Tensor] = {}
+    nodes = []
+    for node in graph.nodes:
+        own = {role: f"{node.name}/{role}" for role, key in node.parameters.items() if users[key] > 1}
+        parameters |= {key: graph.parameters[node.parameters[role]].clone() for role, key in own.items()}
+        nodes.append(node.replace(parameters={**node.parameters, **own}) if own else node)
+    return rebuild(graph, nodes, parameters=parameters)

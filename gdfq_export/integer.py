@@ -52,9 +52,9 @@ class TargetReport:
     """What the target cost: coarser weights from the start, and what differs from what training chose."""
 
     target: str
-    channels_coarser: int = 0  # before training: larger scales for their weights
+    channels_coarser: int = 0  # larger scales for their weights, before anything is learned
     channels_total: int = 0
-    weights_changed: int = 0  # after training
+    weights_changed: int = 0  # after everything is learned
     weights_total: int = 0
     scales_nudged: int = 0
     largest_nudge: float = 0.0

@@ -29,7 +29,7 @@ from gdfq_export.exact import IntegerProgram
 from gdfq_export.files import atomic_path, companions_of, remove_leftovers
 from gdfq_export.float_parts import float_parts
 from gdfq_export.generator import ImageSpec, image_spec
-from gdfq_export.graph import Graph, Node
+from gdfq_export.graph import Graph, Node, unshared
 from gdfq_export.integer import IntegerModel
 from gdfq_export.lower import lower, with_pixel_input
 from gdfq_export.methods import METHODS, Outcome, Task
@@ -94,7 +94,7 @@ def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
             f"--num-classes {loaded.num_classes} does not fit the network, whose last layer has "
             f"{captured.num_outputs} outputs: leave it out"
         )
-    folded = fold_batch_norm(captured)
+    folded = unshared(fold_batch_norm(captured))
     if "pad_input" not in settings.without:
         folded = pad_input(folded, large_windows=settings.target == "x86-vnni")
     image = image_spec(loaded.input_size, loaded.mean, loaded.std)
@@ -119,9 +119,10 @@ def quantize_model(
 def lower_outcome(prepared: Prepared, settings: Settings, outcome: Outcome, progress: Progress = silent) -> Exported:
     """The integers of what a method returned, and how often they agree with the float network."""
     integer = lower(outcome.quantized, settings.target, settings.without)
+    logits = IntegerProgram(integer).eval()  # without the endings, which the float network here has not either
+    agreement, error = against_teacher(logits, FloatProgram(prepared.folded), outcome.held_back, progress)
     integer = dataclasses.replace(integer, graph=with_endings(integer.graph, prepared.endings))
     program = IntegerProgram(integer).eval()
-    agreement, error = against_teacher(program, FloatProgram(prepared.folded), outcome.held_back, progress)
     simulation = compare_simulation(outcome.quantized, program, outcome.held_back)
     if settings.input_format == "uint8-nhwc":
         integer = with_pixel_input(integer, prepared.loaded.mean, prepared.loaded.std)

@@ -73,11 +73,11 @@ def reconstruct(
         if program.slots and index >= finished and seconds > 0:
             data = _Data(exact, rounded, targets)
             randomness = torch.Generator().manual_seed(seed * SEEDS + index)
-            for share in train_block(program, data, schedule, randomness, seconds):
-                progress(STAGE, index + share, len(blocks))
+            for done in train_block(program, data, schedule, randomness, seconds):
+                progress(STAGE, index + done, len(blocks))
             quantized = program.learned(quantized)
             program = BlockProgram(block, quantized)
-            if checkpoint.is_due():
+            if checkpoint.is_due() or index == len(blocks) - 1:
                 state = quantized_to_save(quantized)
                 checkpoint.save(BLOCKS_STAGE, {**state, "finished": index + 1, "seconds": stopwatch.seconds})
         outputs = keep(run_block(program, rounded, schedule.batch))

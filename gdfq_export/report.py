@@ -202,8 +202,8 @@ def _layers(model: IntegerModel, quantized: Quantized) -> str:
     report = model.report
     note = (
         f'<p class="soft">For <code>{escape(report.target)}</code> {report.channels_coarser:,} channels got coarser '
-        f"weights before training so that no product saturates, {report.weights_changed:,} weights were changed after "
-        f"it, and {report.scales_nudged:,} scales of sums grew by up to {report.largest_nudge:.2%} so that all "
+        f"weights from the start so that no product saturates, {report.weights_changed:,} weights were changed at the "
+        f"end, and {report.scales_nudged:,} scales of sums grew by up to {report.largest_nudge:.2%} so that all "
         f"processors round alike.</p>"
     )
     return _section("Layers", note, _table(head, rows, numbers=(3, 4, 7)))

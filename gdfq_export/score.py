@@ -40,7 +40,7 @@ class LogitError:
     def value(self) -> float:
         """Of all that was added; 1 where there is nothing to compare."""
         scale = self.of_student * self.of_teacher
-        return 1.0 - max(self.product, 0.0) ** 2 / scale if scale > 0.0 else 1.0
+        return max(1.0 - max(self.product, 0.0) ** 2 / scale, 0.0) if scale > 0.0 else 1.0
 
 
 @torch.no_grad()

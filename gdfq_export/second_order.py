@@ -25,10 +25,13 @@ from gdfq_export.graph import INPUT, Node, rebuild
 from gdfq_export.lower import Quantized, Target, is_depthwise
 from gdfq_export.ops import KERNELS, LAYERS, torch_padding
 from gdfq_export.progress import Progress, silent
+from gdfq_export.quantizers import quantize_weight
 from gdfq_export.saturation import partners
 
 DAMPING = 0.5  # synthetic images say less about the weak directions of H than about the strong ones
 POSITIONS = 4096  # at least so many are looked at, and four for each weight of a channel
+FLOAT_NOISE = 1e-9
+MOST_WEIGHTS = 5120  # of an output channel: the rows of longer ones are rounded to nearest, H would be too large
 BLOCK = 128  # columns whose errors reach the others in one product
 MOST_VALUES = 1 << 26  # of one tensor over all images: what limits their number
 CHUNK = 1 << 24  # values that are gathered at a time
@@ -82,20 +85,30 @@ class _Rounding(FakeQuantProgram):
     def _layer(self, node: Node, x: Tensor, wanted: Tensor, held: dict[str, Tensor], seed: int) -> Tensor:
         """Rounds one layer; its result on x, with the mean of the wanted one."""
         weight, scale = held["weight"], self.start.weight_scales[node.name].double()
-        groups = node.attributes.get("groups", 1)
-        covariance = covariance_of(node, x, weight.shape[2:], torch.Generator().manual_seed(seed))
-        limits = None
-        if self.target.pair_sums and not is_depthwise(self.graph, node):
-            limits = PairLimits(torch.from_numpy(partners(tuple(weight.shape))), self.plan.tensors[node.inputs[0]].qmax)
-        flat = weight.double().reshape(groups, -1, weight[0].numel())
-        codes = compensated_codes(flat, scale.view(groups, -1), covariance, self.plan.weights[node.name].qmax, limits)
-        hat = (codes * scale.view(groups, -1, 1)).reshape(weight.shape).to(weight)
+        qmax = self.plan.weights[node.name].qmax
+        if weight[0].numel() > MOST_WEIGHTS:
+            codes = quantize_weight(weight.double(), scale, qmax)
+        else:
+            codes = self._codes(node, x, weight, scale, seed)
+        hat = (codes * scale.view(-1, *[1] * (weight.ndim - 1))).to(weight)
         value = KERNELS[node.op](node, [x], {**held, "weight": hat})
         axes = (0, *range(2, value.ndim)) if node.op == "conv" else tuple(range(value.ndim - 1))
         shift = (value - wanted).mean(axes)
         self.weights[node.name] = hat
         self.biases[node.name] = held.get("bias", torch.zeros_like(shift)) - shift
         return value - (shift.view(-1, *[1] * (value.ndim - 2)) if node.op == "conv" else shift)
+
+    def _codes(self, node: Node, x: Tensor, weight: Tensor, scale: Tensor, seed: int) -> Tensor:
+        """The codes of one layer, in the shape of its weights."""
+        groups = node.attributes.get("groups", 1)
+        covariance = covariance_of(node, x, weight.shape[2:], torch.Generator().manual_seed(seed))
+        limits = None
+        if self.target.pair_sums and not is_depthwise(self.graph, node):
+            partner = torch.from_numpy(partners(tuple(weight.shape)))
+            limits = PairLimits(partner, self.plan.tensors[node.inputs[0]].qmax)
+        flat = weight.double().reshape(groups, -1, weight[0].numel())
+        qmax = self.plan.weights[node.name].qmax
+        return compensated_codes(flat, scale.view(groups, -1), covariance, qmax, limits).reshape(weight.shape)
 
     def rounded(self) -> Quantized:
         """The network with what was found."""
@@ -128,13 +141,15 @@ def compensated_codes(
     weight: Tensor, scale: Tensor, covariance: Tensor, qmax: int, limits: PairLimits | None = None
 ) -> Tensor:
     """Codes (G, O, K) of weights (G, O, K) with scales (G, O) for inputs of covariance (G, K, K), all doubles."""
-    groups, _, size = weight.shape
+    size = weight.shape[2]
     variance = covariance.diagonal(dim1=1, dim2=2)  # (G, K)
     damping = (DAMPING * variance.mean(1, keepdim=True)).clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
     order = torch.argsort(variance.mean(0), descending=True, stable=True)
-    damped = (covariance + torch.diag_embed(damping.expand(groups, size)))[:, order][:, :, order]
+    damped = covariance[:, order[:, None], order]
+    damped.diagonal(dim1=1, dim2=2).add_(damping)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     upper = torch.linalg.cholesky(inverse, upper=True)  # (G, K, K)
+    del damped, inverse  # as large as all weights of a wide layer, many times over
     rest, codes = weight[:, :, order].clone(), torch.zeros_like(weight)
     place = torch.argsort(order)
     partner = [-1] * size if limits is None else limits.partner[order].tolist()
@@ -157,7 +172,8 @@ def compensated_codes(
 def covariance_of(node: Node, x: Tensor, kernel: torch.Size, randomness: torch.Generator) -> Tensor:
     """Covariance (G, K, K) of what a layer reads at random positions of its inputs."""
     if node.op == "linear":
-        return torch.as_tensor(torch.cov(x.flatten(0, -2).t().double(), correction=0)[None])
+        columns = x.flatten(0, -2).t().double()
+        return with_float_noise(torch.cov(columns, correction=0).reshape(1, len(columns), -1), columns.mean(1)[None])
     a = node.attributes
     x = F.pad(x, torch_padding(a["pads"])) if any(a["pads"]) else x
     images, channels, *sides = x.shape
@@ -176,13 +192,25 @@ def covariance_of(node: Node, x: Tensor, kernel: torch.Size, randomness: torch.G
     count = images * each
     total = torch.zeros(a["groups"], size, size, dtype=torch.float64)
     mean = torch.zeros(a["groups"], size, dtype=torch.float64)
+    middle: Tensor | None = None  # near the mean, so that little cancels
     for values, places in zip(x.chunk(parts), index.chunk(parts), strict=True):
         read = values.flatten(2)[:, :, None].expand(-1, -1, len(offsets), -1)
         found = torch.gather(read, 3, places[:, None].expand(-1, channels, -1, -1))  # (N, C, k, P)
         columns = found.reshape(len(values), a["groups"], size, -1).permute(1, 2, 0, 3).flatten(2)
+        middle = columns.mean(2, keepdim=True) if middle is None else middle
+        columns = columns - middle
         total = total + (columns @ columns.transpose(1, 2)).double()
         mean = mean + columns.double().sum(2) / count
-    return torch.as_tensor(total / count - mean[:, :, None] * mean[:, None, :])
+    assert middle is not None
+    return with_float_noise(total / count - mean[:, :, None] * mean[:, None, :], middle[:, :, 0].double() + mean)
+
+
+def with_float_noise(covariance: Tensor, mean: Tensor) -> Tensor:
+    """(G, K, K) plus what float32 may be off on the diagonal: inputs that never change have no variance at all."""
+    variance = covariance.diagonal(dim1=1, dim2=2).clamp(min=0.0)
+    noise = FLOAT_NOISE * (variance + mean.square())
+    covariance.diagonal(dim1=1, dim2=2).copy_(variance + noise)
+    return covariance
 
 
 def _flat_places(sides: list[int], steps: list[int]) -> Tensor:

@@ -1,8 +1,9 @@
 """The float simulation that training saw, against the integers that leave in the file.
 
 Both round every tensor of the plan on the same grid. The simulation sums floats in between, which round where integers
-do not, knows nothing of the kernels' own arithmetic, and was trained before the target changed weights and scales:
-codes next to a tie come out differently, and what they feed with them. How often is a fact about the file.
+do not, knows nothing of the kernels' own arithmetic, nor of the scales and the few weights that the target changes
+after training: codes next to a tie come out differently, and what they feed with them. How often is a fact about the
+file.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from gdfq_export.bias_correction import correct_by_images
+from gdfq_export.distributed import agreed
 from gdfq_export.lower import TARGETS, Quantized
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.dfq import equalized_network
@@ -59,7 +60,7 @@ class Ladder:
 
     def add(self, name: str, state: Quantized) -> float:
         """Scores a state and keeps it where it is the best."""
-        value = self.score(state)
+        value = agreed(self.score(state))
         if value < min(self.scores.values(), default=float("inf")):
             self.best = state
         self.scores[name] = value
@@ -83,7 +84,7 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
         return
     graph, _ = equalized_network(task, absorb=False)  # absorbing is exact only where no value leaves what is usual
     equalized = quantize_to_nearest(dataclasses.replace(task, folded=graph), batches)
-    even = ladder.score(equalized)
+    even = agreed(ladder.score(equalized))
     ladder.add("equalized", correct_by_images(equalized, images))
     if ladder.is_good() or stopwatch.is_over():
         return

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gdfq_export.graph import INPUT, Graph, Node, map_parameters, rebuild
+from gdfq_export.graph import INPUT, Graph, Node, map_parameters, rebuild, unshared
 
 
 def node(name: str, op: str, *inputs: str, **parameters: str) -> Node:
@@ -79,3 +79,17 @@ def test_map_parameters_changes_each_of_them(graph: Graph) -> None:
     doubled = map_parameters(graph, lambda value: value * 2)
     assert doubled.parameters["d.weight"].tolist() == [2.0, 2.0]
     assert graph.parameters["d.weight"].tolist() == [1.0, 1.0]
+
+
+def test_what_two_nodes_share_becomes_two_parameters(graph: Graph) -> None:
+    (first, a, b, c, d) = graph.nodes
+    tied = Graph((first, a, b, c.replace(inputs=("b", "d")), d), graph.parameters, "c")
+    nodes = [first, a, b, d.replace(parameters={"weight": "a.weight"}), tied.nodes[3]]
+    apart = unshared(Graph(tuple(nodes), {"a.weight": torch.ones(1)}, "c"))
+    assert apart["a"].parameters["weight"] != apart["d"].parameters["weight"]
+    assert {float(value) for value in apart.parameters.values()} == {1.0}
+    assert len(apart.parameters) == 2
+
+
+def test_parameters_of_one_node_keep_their_names(graph: Graph) -> None:
+    assert unshared(graph).parameters.keys() == {"a.weight"}  # d is read by nothing

@@ -124,7 +124,7 @@ def test_the_channels_that_the_target_made_coarser_are_in_the_report() -> None:
     assert report.weights_changed == 0  # nothing was trained after the weights were made safe
     text = "".join(read().words)
     assert f"of {report.channels_total} channels have coarser weights" in text
-    assert f"{report.channels_coarser} channels got coarser weights before training" in " ".join(text.split())
+    assert f"{report.channels_coarser} channels got coarser weights from the start" in " ".join(text.split())
 
 
 def test_the_widths_are_a_span_where_layers_differ() -> None:

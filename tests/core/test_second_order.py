@@ -19,6 +19,7 @@ from gdfq_export.fit import fit_to_target
 from gdfq_export.lower import TARGETS, Quantized, integer_model_from_quantized
 from gdfq_export.plan import BitWidths
 from gdfq_export.program import FloatProgram, run_taps
+from gdfq_export.quantizers import quantize_weight
 from gdfq_export.saturation import breaking_channels, partners
 from gdfq_export.second_order import DAMPING, PairLimits, compensated_codes, covariance_of, round_by_second_order
 
@@ -118,12 +119,45 @@ def test_the_covariance_is_that_of_what_a_convolution_reads(layer: nn.Module, sh
     assert torch.allclose(stated, wanted, rtol=1e-4)
 
 
-def test_the_covariance_of_a_linear_layer() -> None:
-    graph = folded_from(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), (3, 2, 2))
+def test_inputs_that_never_change_are_no_obstacle() -> None:
+    """Dead channels return a constant, whose variance must not come out as a negative one by rounding."""
+    graph = folded_from(nn.Conv2d(8, 4, 1, bias=False), (8, 6, 6))
+    (node,) = graph.of("conv")
+    for seed in range(20):
+        randomness = torch.Generator().manual_seed(seed)
+        x = (3 * torch.randn(1, 8, 1, 1, generator=randomness)).expand(16, -1, 6, 6).clone()
+        h = covariance_of(node, x, torch.Size((1, 1)), randomness)
+        assert h.abs().max() < 1e-6
+        weight, scale = torch.randn(1, 4, 8, dtype=torch.float64), torch.full((1, 4), 0.3, dtype=torch.float64)
+        assert compensated_codes(weight, scale, h, qmax=7).abs().max() <= 7
+
+
+def test_small_variances_beside_large_means_are_right() -> None:
+    graph = folded_from(nn.Conv2d(2, 4, 1, bias=False), (2, 8, 8))
+    (node,) = graph.of("conv")
+    x = 3 + 1e-3 * torch.randn(64, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    h = covariance_of(node, x, torch.Size((1, 1)), torch.Generator().manual_seed(0))
+    assert torch.allclose(h[0].diagonal(), x.transpose(0, 1).flatten(1).double().var(1, correction=0), rtol=1e-2)
+
+
+def test_rows_that_are_too_long_are_rounded_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gdfq_export.second_order.MOST_WEIGHTS", 8)
+    quantized = calibrated(folded("plain"), BitWidths(4, 8))
+    rounded = round_by_second_order(quantized, images(), PORTABLE)
+    for layer, spec in quantized.plan.weights.items():
+        before, after = (s.graph.parameters[s.graph[layer].parameters["weight"]] for s in (quantized, rounded))
+        scale = quantized.weight_scales[layer]
+        nearest = quantize_weight(before, scale, spec.qmax) * scale.view(-1, *[1] * (before.ndim - 1))
+        assert torch.allclose(after, nearest, atol=1e-6)
+
+
+@pytest.mark.parametrize("inputs", [1, 12])
+def test_the_covariance_of_a_linear_layer(inputs: int) -> None:
+    graph = folded_from(nn.Sequential(nn.Flatten(), nn.Linear(inputs, 5)), (inputs, 1, 1))
     (node,) = graph.of("linear")
-    x = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(50, inputs, generator=torch.Generator().manual_seed(0))
     h = covariance_of(node, x, torch.Size(), torch.Generator())
-    assert torch.allclose(h[0], torch.cov(x.t().double(), correction=0))
+    assert torch.allclose(h[0], torch.cov(x.t().double(), correction=0).reshape(inputs, inputs))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
