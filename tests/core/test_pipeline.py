@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import subprocess
@@ -89,6 +90,18 @@ def test_a_run_returns_the_keys_of_the_contract(result: dict[str, Any]) -> None:
     assert keys <= result.keys()
     assert result["bits"] == {"weight": 8, "activation": 8}
     json.dumps(result)
+
+
+def test_a_softmax_behind_the_logits_does_not_count_as_their_error(tmp_path: Path) -> None:
+    module = copy.deepcopy(network("residual"))
+    last = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
+    last.weight.data *= 20.0  # far apart, so that probabilities are nothing like logits
+    plain, soft = (
+        run(loaded(whole.eval()), SETTINGS, tmp_path / f"{name}.onnx", companions=False)
+        for name, whole in (("plain", module), ("soft", nn.Sequential(module, nn.Softmax(1))))
+    )
+    assert soft["logit_error"] == pytest.approx(plain["logit_error"], rel=1e-6)
+    assert soft["forecast"] == plain["forecast"]
 
 
 def test_the_sizes_are_those_of_the_files(folder: Path, result: dict[str, Any]) -> None:
