@@ -3,9 +3,10 @@
     python benchmarks/views.py --photos DIR --model fdmobilenet_wd2 --weights FILE
 
 DIR holds photographs, without labels and in any folders; they judge, and nothing is fitted to them. For each number of
-views a row has the error (1 - r^2 of the logits, `score.py`) of the network rounded to nearest, with corrected biases
-and reconstructed: first on the held-back images with their views, which is what `--method auto` chooses by, then on the
-photographs, and how many photographs keep their class. The optimised images are the same in all rows.
+views a row has the error (1 - r^2 of the logits, `score.py`) of the network rounded to nearest, with corrected biases,
+rounded by second order and reconstructed: first on the held-back images with their views, which is what `--method auto`
+chooses by, then on the photographs, and how many photographs keep their class. The optimised images are the same in all
+rows.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from gdfq_export.bias_correction import correct_by_images
 from gdfq_export.cli.options import parse_floats, parse_size
 from gdfq_export.distilled import distil_images
 from gdfq_export.fakequant import FakeQuantProgram
-from gdfq_export.lower import Quantized
+from gdfq_export.lower import TARGETS, Quantized
 from gdfq_export.methods import Task
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.recon import seen_and_held_back
@@ -34,6 +35,7 @@ from gdfq_export.progress import silent
 from gdfq_export.reconstruct import reconstruct
 from gdfq_export.runtime_checks.images import SUFFIXES, Preprocessing, network_input
 from gdfq_export.score import logit_error
+from gdfq_export.second_order import round_by_second_order
 from gdfq_export.settings import Settings, distillation_for, reconstruction_for, schedule_for
 from gdfq_export.synthesis import Teacher
 
@@ -51,6 +53,7 @@ def states(task: Task, images: torch.Tensor) -> Iterator[tuple[str, Quantized]]:
     nearest = quantize_to_nearest(task, torch.split(images, task.settings.reconstruction.batch))
     yield "nearest", nearest
     yield "corrected", correct_by_images(nearest, images)
+    yield "second order", round_by_second_order(nearest, images, TARGETS[task.settings.target])
     yield "reconstructed", reconstruct(nearest, images, task.settings.reconstruction, task.settings.seed, silent)
 
 
