@@ -18,7 +18,7 @@ from gdfq_export.graph import Graph, rebuild
 from gdfq_export.lower import Quantized
 from gdfq_export.moments import Moments, reads
 from gdfq_export.program import FloatProgram
-from gdfq_export.quantizers import quantize_weight
+from gdfq_export.quantizers import over_channels, quantize_weight
 
 
 def correct_by_moments(quantized: Quantized, moments: Mapping[str, Moments]) -> Quantized:
@@ -28,7 +28,7 @@ def correct_by_moments(quantized: Quantized, moments: Mapping[str, Moments]) -> 
         node = quantized.graph[name]
         weight = quantized.graph.parameters[node.parameters["weight"]].double()
         scale = quantized.weight_scales[name].double()
-        rounded = quantize_weight(weight, scale, spec.qmax) * scale.view(-1, *[1] * (weight.ndim - 1))
+        rounded = quantize_weight(weight, scale, spec.qmax) * over_channels(scale, weight)
         shifts[name] = reads(node, rounded - weight, moments[node.inputs[0]].mean)
     return _with_shifts(quantized, shifts)
 

@@ -18,7 +18,7 @@ from gdfq_export.fakequant import fake_quantize
 from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.lower import Quantized
 from gdfq_export.ops import KERNELS, LAYERS
-from gdfq_export.plan import TensorSpec
+from gdfq_export.plan import TensorSpec, holds_pixels
 from gdfq_export.quantizers import Affine
 
 POOL = 1 << 22
@@ -150,7 +150,7 @@ class BlockProgram(nn.Module):
             for group in groups
             if group in here
             and all(spec.name in inside for spec in groups[group] if spec.name in plan.observed)
-            and not (group == INPUT and math.isfinite(groups[group][0].high) and groups[group][0].bits == 8)
+            and not holds_pixels(groups[group])
         ]
         self.steps = nn.ParameterDict({f"u{index}": nn.Parameter(torch.zeros(())) for index, _ in enumerate(own)})
         self.own = {group: f"u{index}" for index, group in enumerate(own)}

@@ -29,11 +29,11 @@ from gdfq_export.generator import ImageSpec
 from gdfq_export.losses import run_with_statistics, statistics_loss
 from gdfq_export.progress import Progress
 from gdfq_export.settings import Distillation
+from gdfq_export.steps import half_cosine, randomness_of
 from gdfq_export.synthesis import Teacher, autocast
 
 STAGE = "optimising images"
 IMAGES_STAGE = "images"
-SEEDS = 1_000_003  # between the seeds of two runs lie those of their batches
 FEWEST, FEWEST_STEPS = 64, 40
 RGB = 3
 COLOURS = (1.0, 0.3, 0.15)  # strength of grey, red against blue, and green against both
@@ -67,7 +67,7 @@ def distil_images(
     made = Images(saved["pixels"], saved["labels"]) if saved else None
     for index in range(0 if made is None else -(-len(made.pixels) // schedule.batch), count):
         size = min(schedule.batch, schedule.images - index * schedule.batch)
-        randomness = torch.Generator().manual_seed(seed * SEEDS + index)
+        randomness = randomness_of(seed, index)
 
         def advance(step: int, before: int = index * schedule.steps) -> None:
             progress(STAGE, before + step, total)
@@ -117,7 +117,7 @@ def distil_batch(
     z = torch.randn(size, *waves.shape, generator=randomness).to(device).requires_grad_(True)
     optimizer = torch.optim.Adam([z], lr=schedule.lr, betas=(0.9, 0.99))
     for step in range(schedule.steps):
-        optimizer.param_groups[0]["lr"] = schedule.lr * 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
+        optimizer.param_groups[0]["lr"] = schedule.lr * half_cosine(step / schedule.steps)
         moved = jitter(waves.image(z), schedule.shift, randomness).contiguous(memory_format=torch.channels_last)
         with autocast(device):
             logits, found = run_with_statistics(teacher.program, moved, teacher.names)

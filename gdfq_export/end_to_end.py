@@ -24,17 +24,19 @@ from gdfq_export.blocks import find_blocks
 from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.distilled import jitter
 from gdfq_export.fakequant import FakeQuantProgram, fake_quantize
-from gdfq_export.graph import INPUT, Graph, Node
+from gdfq_export.graph import Graph, Node
 from gdfq_export.lower import Quantized
+from gdfq_export.plan import holds_pixels
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress
-from gdfq_export.quantizers import Affine
+from gdfq_export.quantizers import Affine, over_channels
+from gdfq_export.score import centred
 from gdfq_export.settings import Tuning
+from gdfq_export.steps import half_cosine, randomness_of
 from gdfq_export.stopwatch import Stopwatch
 
 STAGE = "tuning the whole network"
 TUNING_STAGE = "tuning"
-SEEDS = 1_000_003
 TIMED = 5
 TINY = 1e-30
 
@@ -52,7 +54,7 @@ class TunedProgram(FakeQuantProgram):
         for layer, slot in self.layers.items():
             node, scale = graph[layer], quantized.weight_scales[layer].detach()
             weight = graph.parameters[node.parameters["weight"]].detach()
-            self.codes[slot] = nn.Parameter(weight / _rows(scale, weight))
+            self.codes[slot] = nn.Parameter(weight / over_channels(scale, weight))
             self.rows[slot] = nn.Parameter(torch.zeros_like(scale))
             if "bias" in node.parameters:
                 self.shifts[slot] = nn.Parameter(torch.zeros_like(scale))
@@ -60,8 +62,7 @@ class TunedProgram(FakeQuantProgram):
         groups = plan.groups()
         self.limits = {group: largest_step(groups[group], quantized.affines[group]) for group in groups}
         for group, slot in self.groups.items():
-            pixels = group == INPUT and math.isfinite(groups[group][0].high) and groups[group][0].bits == 8
-            if not pixels:
+            if not holds_pixels(groups[group]):
                 self.moves[slot] = nn.Parameter(torch.zeros(()))
 
     def scales(self, layer: str) -> Tensor:
@@ -83,7 +84,7 @@ class TunedProgram(FakeQuantProgram):
 
     def _weight(self, node: Node, held: Mapping[str, Tensor]) -> Tensor:
         codes, qmax = self.codes[self.layers[node.name]], self.plan.weights[node.name].qmax
-        return fake_quantize(codes, torch.ones(()), 0, -qmax, qmax) * _rows(self.scales(node.name), codes)
+        return fake_quantize(codes, torch.ones(()), 0, -qmax, qmax) * over_channels(self.scales(node.name), codes)
 
     def _held(self, node: Node) -> dict[str, Tensor]:
         held = super()._held(node)
@@ -141,8 +142,8 @@ def tune(
         if step >= steps:
             break
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        randomness = torch.Generator().manual_seed(seed * SEEDS + step)
+            group["lr"] = rate * half_cosine(step / steps)
+        randomness = randomness_of(seed, step)
         chosen = torch.randint(0, len(images), (schedule.batch,), generator=randomness)
         loss = loss_of(program, teacher, jitter(images[chosen], schedule.shift, randomness), points)
         if not math.isfinite(float(loss.detach())):
@@ -167,7 +168,7 @@ def loss_of(program: TunedProgram, teacher: FloatProgram, x: Tensor, points: lis
     with torch.no_grad():
         exact = teacher(x, _keeping(wanted, points))
     logits = program(x, _keeping(found, points))
-    loss = relative_distance(_centred(logits), _centred(exact))
+    loss = relative_distance(centred(logits), centred(exact))
     distances = [relative_distance(found[name], wanted[name]) for name in points]
     return loss + torch.stack(distances).mean() if distances else loss
 
@@ -191,15 +192,6 @@ def _keeping(into: dict[str, Tensor], names: list[str]) -> Callable[[str, Tensor
             into[name] = value
 
     return visit
-
-
-def _centred(logits: Tensor) -> Tensor:
-    return logits - logits.mean(-1, keepdim=True)
-
-
-def _rows(scale: Tensor, weight: Tensor) -> Tensor:
-    """Scales (O,) that multiply weights (O, ...)."""
-    return scale.view(-1, *[1] * (weight.ndim - 1))
 
 
 def _groups(program: TunedProgram, schedule: Tuning) -> list[dict[str, Any]]:

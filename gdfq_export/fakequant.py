@@ -21,7 +21,7 @@ from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.lower import Quantized
 from gdfq_export.ops import KERNELS, LAYERS, convolve
 from gdfq_export.plan import Plan
-from gdfq_export.quantizers import Affine
+from gdfq_export.quantizers import Affine, over_channels
 
 
 class _Round(torch.autograd.Function):
@@ -119,7 +119,7 @@ class FakeQuantProgram(nn.Module):
         qmax = self.plan.weights[node.name].qmax
         step = self.weight_steps[self.layers[node.name]]
         weight = held["weight"]
-        return fake_quantize(weight, step.view(-1, *[1] * (weight.ndim - 1)), 0, -qmax, qmax)
+        return fake_quantize(weight, over_channels(step, weight), 0, -qmax, qmax)
 
     def finish_layer(self, name: str, value: Tensor) -> Tensor:
         """What happens to a layer's result before it is rounded: nothing, while batch norm is folded."""

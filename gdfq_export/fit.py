@@ -1,8 +1,7 @@
 """Makes weights fit the target before anything is learned from them, so that training sees the weights of the file.
 
 Lowering would do the same afterwards, but then biases and roundings have been learned for other weights: of an 8-bit
-network nearly every channel has a pair that could saturate (see `saturation.py`), and a channel's scale grows by a
-quarter on average.
+network nearly every channel has a pair that could saturate (see `saturation.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 
 from gdfq_export.graph import Graph
 from gdfq_export.lower import Quantized, Target, is_depthwise
-from gdfq_export.quantizers import quantize_weight
+from gdfq_export.quantizers import over_channels, quantize_weight
 from gdfq_export.saturation import make_safe
 
 
@@ -35,7 +34,7 @@ def fit_to_target(quantized: Quantized, target: Target) -> Quantized:
         if not broken.any():
             continue
         scale = torch.from_numpy(grown).float().double()
-        clipped = torch.from_numpy(safe).double() * scale.view(-1, *[1] * (weight.ndim - 1))
+        clipped = torch.from_numpy(safe).double() * over_channels(scale, weight)
         moved = torch.from_numpy(safe) != quantize_weight(weight, scale, spec.qmax)
         parameters[key] = torch.where(moved, clipped, weight).to(parameters[key])
         scales[name] = scale.to(scales[name])

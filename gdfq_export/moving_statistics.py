@@ -24,6 +24,7 @@ from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.graph import Graph
 from gdfq_export.lower import Quantized
 from gdfq_export.ops import LAYERS
+from gdfq_export.quantizers import over_channels
 
 EPS = 1e-5
 
@@ -92,7 +93,7 @@ class MovingStatisticsProgram(FakeQuantProgram):
             factor, offset = (value.cpu() for value in norm.affine())
             keys = plain.graph[layer].parameters
             weight = parameters[keys["weight"]]
-            parameters[keys["weight"]] = weight * factor.view(-1, *[1] * (weight.ndim - 1))
+            parameters[keys["weight"]] = weight * over_channels(factor, weight)
             parameters[keys["bias"]] = parameters[keys["bias"]] * factor + offset
             scales[layer] = scales[layer] * factor.abs()
         graph = Graph(plain.graph.nodes, parameters, plain.graph.output)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,6 +65,12 @@ class TensorSpec:
     def qmax(self) -> int:
         """Largest code; the smallest is 0."""
         return (1 << self.bits) - 1
+
+
+def holds_pixels(members: Sequence[TensorSpec]) -> bool:
+    """Whether a group is the image with all bits of its pixels: every code is used, and the scale is given."""
+    first = members[0]
+    return first.group == INPUT and first.bits == MAX_BITS and math.isfinite(first.high - first.low)
 
 
 @dataclass(frozen=True)

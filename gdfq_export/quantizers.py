@@ -53,7 +53,11 @@ def weight_scales(weight: Tensor, qmax: int, *, power: float = 2.4, steps: int =
     return best
 
 
+def over_channels(scale: Tensor, weight: Tensor) -> Tensor:
+    """Per-channel values (O,) that multiply or divide a weight (O, ...)."""
+    return scale.view(-1, *[1] * (weight.ndim - 1))
+
+
 def quantize_weight(weight: Tensor, scale: Tensor, qmax: int) -> Tensor:
     """Integer codes -qmax..qmax of a weight (O, ...) with per-channel scales (O,)."""
-    shape = (-1, *[1] * (weight.ndim - 1))
-    return torch.clamp(torch.round(weight / scale.view(shape)), -qmax, qmax)
+    return torch.clamp(torch.round(weight / over_channels(scale, weight)), -qmax, qmax)

@@ -9,7 +9,6 @@ correction is applied once, to what is read out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -17,8 +16,7 @@ import torch
 from torch import Tensor
 
 from gdfq_export.clipping import Histogram, Range, analytic_clip, least_divergence, least_error, percentile
-from gdfq_export.graph import INPUT
-from gdfq_export.plan import MAX_BITS, Plan, TensorSpec
+from gdfq_export.plan import Plan, TensorSpec, holds_pixels
 from gdfq_export.program import FloatProgram
 from gdfq_export.quantizers import Affine, affine_from_range
 
@@ -83,7 +81,7 @@ def observe(
     ranges = {}
     for group, members in plan.groups().items():
         spec, observer = members[0], observers[group]
-        if group == INPUT and spec.bits == MAX_BITS and math.isfinite(spec.high - spec.low):
+        if holds_pixels(members):
             found = Range(spec.low, spec.high)  # pixels use all of their range
         elif method == "ema":
             found = observer.moving_average()

@@ -34,11 +34,11 @@ from gdfq_export.ops import KERNELS
 from gdfq_export.progress import Progress
 from gdfq_export.quantizers import Affine
 from gdfq_export.settings import Reconstruction
+from gdfq_export.steps import half_cosine, randomness_of
 from gdfq_export.stopwatch import Stopwatch
 
 STAGE = "reconstructing blocks"
 BLOCKS_STAGE = "blocks"
-SEEDS = 1_000_003  # between the seeds of two runs lie those of their blocks
 TIMED = 5  # steps after which a block knows how long they take
 FIRST_BETA, LAST_BETA = 20.0, 2.0
 TINY = 1e-30
@@ -72,7 +72,7 @@ def reconstruct(
         seconds = stopwatch.left(share) / (len(blocks) - index)
         if program.slots and index >= finished and seconds > 0:
             data = _Data(exact, rounded, targets)
-            randomness = torch.Generator().manual_seed(seed * SEEDS + index)
+            randomness = randomness_of(seed, index)
             for done in train_block(program, data, schedule, randomness, seconds):
                 progress(STAGE, index + done, len(blocks))
             quantized = program.learned(quantized)
@@ -160,7 +160,7 @@ def train_block(
         if step == TIMED and seconds < math.inf:
             steps = min(steps, max(int(seconds / (time.monotonic() - start) * TIMED), TIMED))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = rate * half_cosine(step / steps)
         chosen = torch.randint(0, count, (schedule.batch,), generator=randomness)
         inputs = {
             name: dropping.mix(data.rounded[name][chosen], data.exact[name][chosen]) for name in program.block.inputs
@@ -171,7 +171,7 @@ def train_block(
         loss = distance(found, {name: data.targets[name][chosen] for name in found}) / noise
         progressed = (step / steps - schedule.warmup) / (1 - schedule.warmup)
         if progressed >= 0:
-            beta = LAST_BETA + 0.5 * (FIRST_BETA - LAST_BETA) * (1 + math.cos(math.pi * progressed))
+            beta = LAST_BETA + (FIRST_BETA - LAST_BETA) * half_cosine(progressed)
             loss = loss + schedule.decide * program.undecided(beta)
         value = float(loss.detach())
         if not math.isfinite(value):

@@ -31,7 +31,7 @@ class LogitError:
 
     def add(self, student: Tensor, teacher: Tensor) -> None:
         """One batch of logits (N, C)."""
-        q, f = _centred(student), _centred(teacher)
+        q, f = centred(student.double()), centred(teacher.double())
         self.product += float((q * f).sum())
         self.of_student += float(q.square().sum())
         self.of_teacher += float(f.square().sum())
@@ -66,15 +66,16 @@ def forecast(error: float, classes: int) -> Forecast:
     """What an error on held-back images means for real ones.
 
     Noise on the logits changes classes in proportion to its amplitude, both ways; what is lost in the end grows with
-    its square, which the error is, and faster where more classes are close to each other. How often it is right is
-    measured by `benchmarks/forecast.py`.
+    its square, which the error is, and faster where more classes are close to each other. The constants were fitted to
+    states of the embedded network on training images; `benchmarks/forecast.py` measures how often they are right.
     """
     drop = min(POINTS * error * (max(classes, 2) / 10) ** CROWDING, 100.0)
     return Forecast(drop, drop / SPREAD, min(drop * SPREAD + SLACK, 100.0))
 
 
-def _centred(logits: Tensor) -> Tensor:
-    return logits.double() - logits.double().mean(1, keepdim=True)
+def centred(logits: Tensor) -> Tensor:
+    """Without what all classes of an image have in common, which decides nothing."""
+    return logits - logits.mean(-1, keepdim=True)
 
 
 def error_of(quantized: Quantized, teacher: Teacher, images: Tensor) -> float:

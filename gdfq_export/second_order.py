@@ -25,7 +25,7 @@ from gdfq_export.graph import INPUT, Node, rebuild
 from gdfq_export.lower import Quantized, Target, is_depthwise
 from gdfq_export.ops import KERNELS, LAYERS, torch_padding
 from gdfq_export.progress import Progress, silent
-from gdfq_export.quantizers import quantize_weight
+from gdfq_export.quantizers import over_channels, quantize_weight
 from gdfq_export.saturation import partners
 
 DAMPING = 0.5  # synthetic images say less about the weak directions of H than about the strong ones
@@ -90,7 +90,7 @@ class _Rounding(FakeQuantProgram):
             codes = quantize_weight(weight.double(), scale, qmax)
         else:
             codes = self._codes(node, x, weight, scale, seed)
-        hat = (codes * scale.view(-1, *[1] * (weight.ndim - 1))).to(weight)
+        hat = (codes * over_channels(scale, weight)).to(weight)
         value = KERNELS[node.op](node, [x], {**held, "weight": hat})
         axes = (0, *range(2, value.ndim)) if node.op == "conv" else tuple(range(value.ndim - 1))
         shift = (value - wanted).mean(axes)

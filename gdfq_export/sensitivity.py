@@ -19,7 +19,7 @@ from gdfq_export.packing import weight_bytes
 from gdfq_export.plan import Plan
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress
-from gdfq_export.quantizers import quantize_weight, weight_scales
+from gdfq_export.quantizers import over_channels, quantize_weight, weight_scales
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 BATCH = 32
@@ -59,7 +59,7 @@ class Sensitivity:
         weight = self.program.parameter(self.graph[layer], "weight")
         kept, qmax = weight.clone(), (1 << (bits - 1)) - 1
         scale = weight_scales(kept, qmax)
-        weight.copy_(quantize_weight(kept, scale, qmax) * scale.view(-1, *[1] * (kept.ndim - 1)))
+        weight.copy_(quantize_weight(kept, scale, qmax) * over_channels(scale, kept))
         total = sum(
             float(distillation_loss(self.program(batch), logits)) * len(batch)
             for batch, logits in zip(self.batches, self.logits, strict=True)

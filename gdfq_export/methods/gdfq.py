@@ -9,7 +9,6 @@ Each part has its switch (`ablations.py`), and real images can take the generato
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +29,7 @@ from gdfq_export.moving_statistics import MovingStatisticsProgram
 from gdfq_export.quantizers import Affine
 from gdfq_export.score import error_of, logit_error
 from gdfq_export.settings import Schedule
+from gdfq_export.steps import half_cosine
 from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import GENERATOR_STAGE, GeneratorStep, Teacher
 
@@ -151,7 +151,7 @@ def train(task: Task, training: Training, calibrated: Quantized, stopwatch: Stop
 def decay_at(schedule: Schedule, done: int, planned: int) -> float:
     """What learning rates are multiplied by: 0.1 after every so many epochs (section 5.1), or half a cosine."""
     if schedule.decay_epochs is None:
-        return 0.5 * (1 + math.cos(math.pi * min(done / planned, 1.0)))
+        return half_cosine(min(done / planned, 1.0))
     return DECAY ** (done // (schedule.steps_per_epoch * schedule.decay_epochs))
 
 

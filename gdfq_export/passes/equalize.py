@@ -28,6 +28,7 @@ from torch import Tensor
 from gdfq_export.graph import Graph, Node, rebuild
 from gdfq_export.moments import Moments
 from gdfq_export.ops import LAYERS
+from gdfq_export.quantizers import over_channels
 
 CAP_DEVIATIONS = 6.0
 SWEEPS = 40
@@ -190,7 +191,7 @@ def _within_caps(graph: Graph, pair: Pair, total: Tensor, moments: Mapping[str, 
 def _apply(graph: Graph, pair: Pair, weights: dict[str, Tensor], scale: Tensor) -> None:
     """Divides the rows of the first layer and multiplies the columns of the second."""
     first = weights[pair.first]
-    weights[pair.first] = first / scale.view(-1, *[1] * (first.ndim - 1))
+    weights[pair.first] = first / over_channels(scale, first)
     second = weights[pair.second]
     grouped = _grouped(graph[pair.second], second)
     columns = carry_over(graph, pair, scale).view(len(grouped), 1, -1, 1)
