@@ -1,6 +1,6 @@
 """Where to clip a tensor, from the histogram of its values (GDFQ, Table 5).
 
-mse         least  sum |x - x_hat|^p
+mse         least  sum |f(x) - f(x_hat)|^p,  f the function that alone reads the tensor, if there is one
 aciq        the minimum of the expected squared error of a Gaussian or a Laplacian, in closed form
 kl          least  KL(P || Q), P the histogram with its tails in the outermost bins, Q what its codes tell of it
 percentile  all but one value in ten thousand at either end
@@ -9,7 +9,7 @@ percentile  all but one value in ten thousand at either end
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor
 from gdfq_export.quantizers import affine_from_range
 
 PERCENTILE = 0.9999
+LOWS = (1.0, 0.85, 0.7, 0.55, 0.4)  # of the lower end, beside the upper one
+FURTHER_LOWS = (0.3, 0.2, 0.1, 0.05)
 GAUSSIAN_RATIO, LAPLACIAN_RATIO = math.sqrt(2 / math.pi), math.sqrt(0.5)  # mean |x - mu| / sigma
 
 
@@ -43,9 +45,9 @@ class Histogram:
         return self.low + width * (torch.arange(len(self.counts), dtype=torch.float64) + 0.5)
 
 
-def _candidates(histogram: Histogram, unsigned: bool) -> Iterable[Range]:
+def _candidates(histogram: Histogram, unsigned: bool, lows: Sequence[float]) -> Iterable[Range]:
     """Clipped ranges to choose from: both ends together, and the lower one on its own."""
-    lows = [1.0] if unsigned or histogram.low == 0 else [1.0, 0.85, 0.7, 0.55, 0.4]
+    lows = [1.0] if unsigned or histogram.low == 0 else lows
     for ratio in torch.linspace(1.0, 0.2, 65, dtype=torch.float64).tolist():
         for low in lows:
             yield Range(histogram.low * low * ratio, histogram.high * ratio)
@@ -58,25 +60,34 @@ def _codes(centres: Tensor, candidate: Range, qmax: int, unsigned: bool) -> tupl
     return q, (q - affine.zero_point) * affine.scale
 
 
-def _least(histogram: Histogram, unsigned: bool, cost: Callable[[Range], float]) -> Range:
+def _least(
+    histogram: Histogram, unsigned: bool, cost: Callable[[Range], float], lows: Sequence[float] = LOWS
+) -> Range:
     """The cheapest candidate; the first of equals."""
     best, lowest = Range(histogram.low, histogram.high), float("inf")
-    for candidate in _candidates(histogram, unsigned):
+    for candidate in _candidates(histogram, unsigned, lows):
         found = cost(candidate)
         if found < lowest:
             best, lowest = candidate, found
     return best
 
 
-def least_error(histogram: Histogram, qmax: int, unsigned: bool, power: float) -> Range:
-    """The clipped range with the least sum of |x - x_hat|^power."""
+def least_error(
+    histogram: Histogram, qmax: int, unsigned: bool, power: float, function: Callable[[Tensor], Tensor] | None = None
+) -> Range:
+    """The clipped range with the least sum of |f(x) - f(x_hat)|^power.
+
+    Below a LeakyReLU or a sigmoid negative values hardly count, so that the positive ones can have more codes.
+    """
+    f = function or (lambda x: x)
     centres = histogram.centres()
+    exact = f(centres)
 
     def cost(candidate: Range) -> float:
         _, values = _codes(centres, candidate, qmax, unsigned)
-        return float((histogram.counts * (centres - values).abs().pow(power)).sum())
+        return float((histogram.counts * (exact - f(values)).abs().pow(power)).sum())
 
-    return _least(histogram, unsigned, cost)
+    return _least(histogram, unsigned, cost, LOWS if function is None else (*LOWS, *FURTHER_LOWS))
 
 
 def least_divergence(histogram: Histogram, qmax: int, unsigned: bool) -> Range:

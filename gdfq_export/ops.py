@@ -136,6 +136,9 @@ LAYERS = frozenset({"conv", "linear"})
 LOOKUPS = frozenset({"tanh", "elu", "gelu", "exp", "reciprocal"})
 """Functions of one number without an integer kernel: a table of codes, and a Gather that reads it."""
 
+FUNCTIONS = LOOKUPS | {"leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish"}
+"""Functions of one number, without parameters."""
+
 FLOAT_ONLY = frozenset({"instance_norm", "div"})
 """Operations without an exact integer form: refused unless the user lets them stay float."""
 

@@ -9,13 +9,15 @@ correction is applied once, to what is read out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gdfq_export.clipping import Histogram, Range, analytic_clip, least_divergence, least_error, percentile
+from gdfq_export.graph import Graph
+from gdfq_export.ops import FUNCTIONS, KERNELS
 from gdfq_export.plan import Plan, TensorSpec, holds_pixels
 from gdfq_export.program import FloatProgram
 from gdfq_export.quantizers import Affine, affine_from_range
@@ -51,7 +53,9 @@ class _Observer:
         low, high = (self.average / (1 - MOMENTUM**self.batches)).tolist() if self.batches else (0.0, 0.0)
         return Range(low, high)
 
-    def clipped(self, method: Ranges, qmax: int, unsigned: bool, power: float) -> Range:
+    def clipped(
+        self, method: Ranges, qmax: int, unsigned: bool, power: float, function: Callable[[Tensor], Tensor] | None
+    ) -> Range:
         """The range of the histogram by one of the criteria."""
         if self.high <= self.low:
             return Range(self.low, self.high)
@@ -62,7 +66,7 @@ class _Observer:
             return least_divergence(histogram, qmax, unsigned)
         if method == "percentile":
             return percentile(histogram)
-        return least_error(histogram, qmax, unsigned, power)
+        return least_error(histogram, qmax, unsigned, power, function)
 
 
 def _clip_to(spec: TensorSpec, x: Tensor) -> Tensor:
@@ -86,10 +90,21 @@ def observe(
         elif method == "ema":
             found = observer.moving_average()
         else:
-            found = observer.clipped(method, spec.qmax, spec.symmetry == "unsigned", power)
+            function = function_behind(program.graph, members)
+            found = observer.clipped(method, spec.qmax, spec.symmetry == "unsigned", power, function)
         low, high = max(found.low, spec.low), min(found.high, spec.high)
         ranges[group] = Range(low, high)
     return ranges
+
+
+def function_behind(graph: Graph, members: Sequence[TensorSpec]) -> Callable[[Tensor], Tensor] | None:
+    """The function of one number that is the only reader of a group, if there is one."""
+    users, names = graph.users(), {spec.name for spec in members}
+    readers = [user for name in sorted(names) for user in users[name] if user.name not in names]
+    if len(readers) != 1 or readers[0].op not in FUNCTIONS or any(spec.factor != 1.0 for spec in members):
+        return None
+    (reader,) = readers
+    return lambda x: KERNELS[reader.op](reader, [x], {})
 
 
 @torch.no_grad()

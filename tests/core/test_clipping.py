@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from gdfq_export.clipping import (
     Histogram,
@@ -17,6 +18,7 @@ from gdfq_export.clipping import (
     least_error,
     percentile,
 )
+from gdfq_export.quantizers import affine_from_range
 
 
 def histogram(x: torch.Tensor, bins: int = 4096) -> Histogram:
@@ -52,6 +54,24 @@ def test_an_analytic_clip_is_near_the_least_squared_error() -> None:
     x = histogram(torch.randn(200_000).relu())
     # 10 %: the candidates of the search lie 1.25 % apart, and the error is flat at its minimum
     assert analytic_clip(x, 15, True).high == pytest.approx(least_error(x, 15, True, 2.0).high, rel=0.1)
+
+
+def test_what_a_leaky_relu_shrinks_gets_few_codes() -> None:
+    """With slope 0.1 an error of a negative value counts a hundredth, so that the positive ones get nearly all codes."""
+    torch.manual_seed(0)
+    x = histogram(torch.randn(200_000))
+    alone = least_error(x, 255, False, 2.0)
+    behind = least_error(x, 255, False, 2.0, lambda v: F.leaky_relu(v, 0.1))
+    assert behind.low > 0.8 * alone.low and behind.high > alone.high
+
+    def error(found: Range) -> float:
+        affine = affine_from_range(found.low, found.high, 255, unsigned=False)
+        values = x.centres()
+        codes = (torch.round(values / affine.scale) + affine.zero_point).clamp(0, 255)
+        read = F.leaky_relu((codes - affine.zero_point) * affine.scale, 0.1)
+        return float((x.counts * (read - F.leaky_relu(values, 0.1)).square()).sum())
+
+    assert error(behind) < 0.8 * error(alone)
 
 
 def test_a_divergence_keeps_what_is_even_and_clips_a_long_tail() -> None:

@@ -124,3 +124,13 @@ def test_ranges_become_scales_of_the_widths_in_the_plan() -> None:
 
 def vars_of(graph: Graph) -> tuple[object, str]:
     return graph.parameters, "end"
+
+
+def test_a_range_is_judged_behind_the_function_that_alone_reads_it() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2000, *SHAPE)
+    plain = observed(graph_of(), x, method="mse")["conv"]
+    slope = ("act", "leaky_relu", ("conv",), {"slope": 0.01})
+    assert observed(graph_of(slope), x, method="mse")["conv"].low > 0.5 * plain.low
+    both = observed(graph_of(slope, ("sum", "add", ("conv", "act"), {})), x, method="mse")["conv"]
+    assert both == plain  # the sum reads the negative values as they are
