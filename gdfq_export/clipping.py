@@ -60,9 +60,7 @@ def _codes(centres: Tensor, candidate: Range, qmax: int, unsigned: bool) -> tupl
     return q, (q - affine.zero_point) * affine.scale
 
 
-def _least(
-    histogram: Histogram, unsigned: bool, cost: Callable[[Range], float], lows: Sequence[float] = LOWS
-) -> Range:
+def _least(histogram: Histogram, unsigned: bool, cost: Callable[[Range], float], lows: Sequence[float] = LOWS) -> Range:
     """The cheapest candidate; the first of equals."""
     best, lowest = Range(histogram.low, histogram.high), float("inf")
     for candidate in _candidates(histogram, unsigned, lows):

@@ -57,12 +57,13 @@ def test_an_analytic_clip_is_near_the_least_squared_error() -> None:
 
 
 def test_what_a_leaky_relu_shrinks_gets_few_codes() -> None:
-    """With slope 0.1 an error of a negative value counts a hundredth, so that the positive ones get nearly all codes."""
+    """With slope 0.1 an error of a negative value counts a hundredth: the positive ones get nearly all codes."""
     torch.manual_seed(0)
     x = histogram(torch.randn(200_000))
     alone = least_error(x, 255, False, 2.0)
     behind = least_error(x, 255, False, 2.0, lambda v: F.leaky_relu(v, 0.1))
-    assert behind.low > 0.8 * alone.low and behind.high > alone.high
+    assert behind.low > 0.8 * alone.low
+    assert behind.high > alone.high
 
     def error(found: Range) -> float:
         affine = affine_from_range(found.low, found.high, 255, unsigned=False)
