@@ -43,14 +43,17 @@ def widths_worth_asking(costs: Sequence[tuple[int, int]]) -> list[tuple[int, int
 
 
 class Sensitivity:
-    """Answers how far one layer at one width takes the answers of the float network on some images."""
+    """Answers how far one layer at one width takes the answers of the float network on some images.
+
+    The divergences are summed in double precision: those of 8 bits are below the rounding of a float's logarithm.
+    """
 
     def __init__(self, graph: Graph, images: Tensor, device: str) -> None:
         self.graph = graph
         self.program = FloatProgram(graph).to(device)
         self.batches = [batch.to(device) for batch in torch.split(images, BATCH)]
         with torch.no_grad():
-            self.logits = [self.program(batch) for batch in self.batches]
+            self.logits = [self.program(batch).double() for batch in self.batches]
         self.count = len(images)
 
     @torch.no_grad()
@@ -61,7 +64,7 @@ class Sensitivity:
         scale = weight_scales(kept, qmax)
         weight.copy_(quantize_weight(kept, scale, qmax) * over_channels(scale, kept))
         total = sum(
-            float(distillation_loss(self.program(batch), logits)) * len(batch)
+            float(distillation_loss(self.program(batch).double(), logits)) * len(batch)
             for batch, logits in zip(self.batches, self.logits, strict=True)
         )
         weight.copy_(kept)

@@ -84,9 +84,14 @@ def _reason_for_operand(graph: Graph, name: str, what: str) -> str | None:
     scale = graph.constants.get(producer.input(1))
     if scale is None:
         return f"the scale of its {what} is not a constant"
-    if what == "input" and scale.size > 1:
-        return "its input has a scale for each channel"
-    return None
+    return _reason_for_scale(scale, "its input") if what == "input" else None
+
+
+def _reason_for_scale(scale: np.ndarray, whose: str) -> str | None:
+    """Kernels for activations read one scale, from a tensor without dimensions."""
+    if scale.size > 1:
+        return f"{whose} has a scale for each channel"
+    return f"the scale of {whose} has the shape {list(scale.shape)} instead of none" if scale.ndim else None
 
 
 def _reason_for_inputs(graph: Graph, node: Node, types: Mapping[str, int]) -> str | None:
@@ -144,9 +149,7 @@ def _reason_for_parameters(graph: Graph, reader: Node) -> str | None:
     scale = graph.constants.get(reader.input(1))
     if scale is None:
         return "the output scale is not a constant"
-    if scale.size > 1:
-        return "the output has a scale for each channel"
-    return None
+    return _reason_for_scale(scale, "the output")
 
 
 def _reason_for_clamp(graph: Graph, node: Node) -> str:
