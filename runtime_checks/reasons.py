@@ -33,7 +33,8 @@ def reason_for_float(graph: Graph, node: Node) -> str:
     if node.op in _WITH_WEIGHTS:
         return _reason_for_weighted(graph, node, types)
     if node.op in _ELEMENTWISE:
-        return _reason_for_inputs(graph, node, types) or _reason_for_output(graph, node, types) or _UNKNOWN
+        reason = _reason_for_inputs(graph, node, types) or _reason_for_output(graph, node, types)
+        return reason or _reason_for_dimensions(graph, node) or _UNKNOWN
     if node.op in _SAME_PARAMETERS:
         return _reason_for_move(graph, node, types)
     return f"ONNX Runtime has no 8-bit {node.op} kernel"
@@ -84,14 +85,9 @@ def _reason_for_operand(graph: Graph, name: str, what: str) -> str | None:
     scale = graph.constants.get(producer.input(1))
     if scale is None:
         return f"the scale of its {what} is not a constant"
-    return _reason_for_scale(scale, "its input") if what == "input" else None
-
-
-def _reason_for_scale(scale: np.ndarray, whose: str) -> str | None:
-    """Kernels for activations read one scale, from a tensor without dimensions."""
-    if scale.size > 1:
-        return f"{whose} has a scale for each channel"
-    return f"the scale of {whose} has the shape {list(scale.shape)} instead of none" if scale.ndim else None
+    if what == "input" and scale.size > 1:
+        return "its input has a scale for each channel"
+    return None
 
 
 def _reason_for_inputs(graph: Graph, node: Node, types: Mapping[str, int]) -> str | None:
@@ -134,6 +130,18 @@ def _reason_for_output(graph: Graph, node: Node, types: Mapping[str, int]) -> st
     return None
 
 
+def _reason_for_dimensions(graph: Graph, node: Node) -> str | None:
+    """Elementwise kernels read scales of rank 0; convolutions take one number in a list as well."""
+    around = [("its input", graph.producers.get(name)) for name in node.inputs]
+    around.append(("its output", graph.only_consumer(node.outputs[0])))
+    for whose, neighbour in around:
+        if neighbour is not None and neighbour.op in ("QuantizeLinear", "DequantizeLinear"):
+            scale = graph.constants.get(neighbour.input(1))
+            if scale is not None and scale.ndim:
+                return f"the scale of {whose} has the shape {list(scale.shape)} instead of none"
+    return None
+
+
 def _reason_for_readers(graph: Graph, name: str) -> str:
     readers = graph.consumers.get(name, ())
     if name in graph.outputs:
@@ -149,7 +157,9 @@ def _reason_for_parameters(graph: Graph, reader: Node) -> str | None:
     scale = graph.constants.get(reader.input(1))
     if scale is None:
         return "the output scale is not a constant"
-    return _reason_for_scale(scale, "the output")
+    if scale.size > 1:
+        return "the output has a scale for each channel"
+    return None
 
 
 def _reason_for_clamp(graph: Graph, node: Node) -> str:
