@@ -4,7 +4,10 @@
 
 DIR has one folder of images for each class, or holds CIFAR-10 sheets (`val_00.png`, ..., one image a row, and
 `labels.json`; `--sheets val` picks them). Each row is one run of the real command line with `--json`; the accuracy is
-that of `gdfq-export evaluate` on the file. Nothing is selected on these images.
+that of `gdfq-export evaluate` on the file. Nothing is selected on these images. "Float operators" are those that
+`verify` finds between the first quantization and the last. With `--static N`, the last row is what ONNX Runtime's
+`quantize_static` (W8A8) makes of the float network with N real images of DIR: it sees some of the images that it is
+judged by, ours sees none.
 """
 
 from __future__ import annotations
@@ -23,6 +26,12 @@ import numpy as np
 import onnxruntime
 import torch
 from PIL import Image
+from static_baseline import images_of, quantize_statically
+
+COLUMNS = (
+    *("network", "method", "bits", "seed", "float", "quantized", "drop", "seconds", "GB", "file kB", "mismatches"),
+    "float operators",
+)
 
 
 def class_folders(root: Path, prefix: str, out: Path) -> Path:
@@ -49,7 +58,19 @@ def tool(*words: str) -> dict[str, Any]:
     return result
 
 
+def checked(model: Path) -> tuple[str, str]:
+    """Elements that differ from the integer reference, and operators in float."""
+    result = tool("verify", str(model))
+    return str(result["levels"]["all"]["mismatches"]), str(len(result["float_ops"]))
+
+
+def peak_gigabytes() -> float:
+    """The most memory that any command so far held."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+
+
 def main() -> None:
+    """Prints a row for each file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sheets", help="prefix of CIFAR-10 sheets in --data")
@@ -59,13 +80,13 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", default=["gdfq"])
     parser.add_argument("--seeds", nargs="+", default=["0"])
     parser.add_argument("--verify", action="store_true", help="verify each file too")
+    parser.add_argument("--static", type=int, default=0, help="quantize_static with so many real images too")
     parser.add_argument("--options", default="", help="further options of quantize, in one string")
     args = parser.parse_args()
 
     versions = f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, {torch.get_num_threads()} threads"
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, {versions}\n")
-    print("| network | method | bits | seed | float | quantized | drop | seconds | file kB | mismatches |")
-    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         data = class_folders(args.data, args.sheets, work / "data") if args.sheets else args.data
@@ -82,15 +103,21 @@ def main() -> None:
                     if reference is None:
                         reference = tool("evaluate", str(out.with_suffix(".fp32.onnx")), "--data", str(data))["top1"]
                     top1 = tool("evaluate", str(out), "--data", str(data))["top1"]
-                    mismatches = tool("verify", str(out))["levels"]["all"]["mismatches"] if args.verify else "-"
+                    mismatches, in_float = checked(out) if args.verify else ("-", "-")
                     row = (args.model.rsplit("/", 1)[-1], method, f"W{weight}A{activation}", seed)
                     print(
                         f"| {' | '.join(row)} | {reference:.2f} | {top1:.2f} | {reference - top1:.2f} "
-                        f"| {made['seconds']:.0f} | {made['file_bytes'] / 1000:.0f} | {mismatches} |",
+                        f"| {made['seconds']:.0f} | {peak_gigabytes():.2f} | {made['file_bytes'] / 1000:.0f} "
+                        f"| {mismatches} | {in_float} |",
                         flush=True,
                     )
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-    print(f"\npeak memory of one run: {peak:.2f} GB")
+        if args.static:
+            source = out.with_suffix(".fp32.onnx")
+            static = quantize_statically(source, images_of(data, args.static, source))
+            top1 = tool("evaluate", str(static), "--data", str(data))["top1"]
+            row = (args.model.rsplit("/", 1)[-1], f"quantize_static, {args.static} real images", "W8A8", "-")
+            accuracy = f"{reference:.2f} | {top1:.2f} | {reference - top1:.2f}"
+            print(f"| {' | '.join(row)} | {accuracy} | - | - | {static.stat().st_size / 1000:.0f} | - | - |")
 
 
 if __name__ == "__main__":

@@ -26,13 +26,11 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
-from onnxruntime import quantization
-from onnxruntime.quantization import shape_inference
+from static_baseline import Images, quantize_statically
 
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.task import Outcome, Task
@@ -47,17 +45,6 @@ MODELS = ("mobilenetv2_w1", "resnet18", "shufflenet_g1_w1", "inceptionv3")
 SIDES = {"inceptionv3": 299}
 SEED = 0
 BASELINES = ("float", "quantize_static", "quantize_static, tidied")
-
-
-class Images(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """Two random images."""
-
-    def __init__(self, shape: Sequence[int]) -> None:
-        self.rest = iter(np.random.default_rng(SEED).standard_normal((2, 1, *shape)).astype(np.float32))
-
-    def get_next(self) -> dict[str, Any] | None:
-        image = next(self.rest, None)
-        return None if image is None else {"input": image}
 
 
 def make_files(name: str, folder: Path, bits: BitWidths, variants: Sequence[tuple[str, ...]]) -> dict[str, Path]:
@@ -85,23 +72,15 @@ def make_files(name: str, folder: Path, bits: BitWidths, variants: Sequence[tupl
         example = (torch.zeros(1, *loaded.input_size),)
         torch.onnx.export(loaded.module, example, str(exported_by_torch), input_names=["input"], dynamo=False)
         static = {"quantize_static": exported_by_torch, "quantize_static, tidied": own}
-        files |= {name: quantize_statically(source, loaded.input_size) for name, source in static.items()}
+        files |= {
+            name: quantize_statically(source, random_images(loaded.input_size)) for name, source in static.items()
+        }
     return {"float": exported_by_torch, "float, tidied": own, **files}
 
 
-def quantize_statically(source: Path, shape: Sequence[int]) -> Path:
-    """What `onnxruntime.quantization` makes of a float file."""
-    ready, static = source.with_suffix(".ready.onnx"), source.with_suffix(".static.onnx")
-    shape_inference.quant_pre_process(str(source), str(ready))
-    quantization.quantize_static(
-        str(ready),
-        str(static),
-        Images(shape),
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-        per_channel=True,
-    )
-    return static
+def random_images(shape: Sequence[int]) -> Images:
+    """Two of them."""
+    return Images(np.random.default_rng(SEED).standard_normal((2, 1, *shape)).astype(np.float32))
 
 
 def measure(files: dict[str, Path], seconds: float) -> dict[str, list[float]]:
