@@ -7,7 +7,8 @@ DIR has one folder of images for each class, or holds CIFAR-10 sheets (`val_00.p
 that of `gdfq-export evaluate` on the file. Nothing is selected on these images. "Float operators" are those that
 `verify` finds between the first quantization and the last. With `--static N`, the last row is what ONNX Runtime's
 `quantize_static` (W8A8) makes of the float network with N real images of DIR: it sees some of the images that it is
-judged by, ours sees none.
+judged by, ours sees none. With a budget for mixed precision among `--options`, the width of weights in `--bits` is left
+out: each layer gets its own.
 """
 
 from __future__ import annotations
@@ -91,20 +92,21 @@ def main() -> None:
         work = Path(name)
         data = class_folders(args.data, args.sheets, work / "data") if args.sheets else args.data
         source = ["--model", args.model, *(["--weights", args.weights] if args.weights else []), *args.options.split()]
+        mixed = "--size-budget" in source or "--bitops-budget" in source
         reference = None
         for method in args.method:
             for bits in args.bits:
                 for seed in args.seeds:
                     weight, activation = bits.split("x")
                     out = work / "model.onnx"
-                    widths = ["--weight-bits", weight, "--act-bits", activation]
+                    widths = ["--act-bits", activation, *(["--weight-bits", weight] if not mixed else [])]
                     words = [*source, *widths, "--method", method, "--seed", seed, "--out", str(out), "--force"]
                     made = tool("quantize", *words)
                     if reference is None:
                         reference = tool("evaluate", str(out.with_suffix(".fp32.onnx")), "--data", str(data))["top1"]
                     top1 = tool("evaluate", str(out), "--data", str(data))["top1"]
                     mismatches, in_float = checked(out) if args.verify else ("-", "-")
-                    row = (args.model.rsplit("/", 1)[-1], method, f"W{weight}A{activation}", seed)
+                    row = (args.model.rsplit("/", 1)[-1], method, f"W{'mixed' if mixed else weight}A{activation}", seed)
                     print(
                         f"| {' | '.join(row)} | {reference:.2f} | {top1:.2f} | {reference - top1:.2f} "
                         f"| {made['seconds']:.0f} | {peak_gigabytes():.2f} | {made['file_bytes'] / 1000:.0f} "
