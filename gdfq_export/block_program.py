@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gdfq_export.blocks import Block
-from gdfq_export.fakequant import fake_quantize
+from gdfq_export.fakequant import fake_quantize, laid_out_like
 from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.lower import Quantized
 from gdfq_export.ops import KERNELS, LAYERS
@@ -115,7 +115,8 @@ class _RoundKept(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients for x and the scale."""
         passes, slope = ctx.saved_tensors
-        return gradients[0] * passes, (gradients[0] * slope).sum(), None, None, None
+        gradient = laid_out_like(gradients[0], passes)
+        return gradient * passes, (gradient * slope).sum(), None, None, None
 
 
 class BlockProgram(nn.Module):

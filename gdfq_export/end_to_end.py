@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gdfq_export.block_program import largest_step, noise_behind
 from gdfq_export.blocks import find_blocks
@@ -175,7 +176,8 @@ def loss_of(program: TunedProgram, teacher: FloatProgram, x: Tensor, points: lis
 
 def relative_distance(found: Tensor, wanted: Tensor) -> Tensor:
     """|found - wanted|^2 / |wanted|^2"""
-    return (found - wanted).square().sum() / wanted.square().sum().clamp_min(TINY)
+    norm: Tensor = torch.linalg.vector_norm(wanted)
+    return F.mse_loss(found, wanted, reduction="sum") / norm.square().clamp_min(TINY)
 
 
 def block_outputs(quantized: Quantized) -> list[str]:

@@ -34,27 +34,39 @@ class _Round(torch.autograd.Function):
         """`scale` broadcasts against x; below `floor`, in units of it, there is no gradient."""
         low, high = qmin - zero_point, qmax - zero_point
         ratio = x / scale
-        codes = torch.round(ratio).clamp_(low, high)
+        rounded = torch.round(ratio).clamp_(low, high).mul_(scale)
         ctx.limits = (low - 0.5 if floor is None else floor, high + 0.5)
-        ctx.scale_shape, ctx.parts = scale.shape, parts
-        if ctx.needs_input_grad[1]:
-            inside = (ratio >= ctx.limits[0]) & (ratio <= ctx.limits[1])
-            ctx.save_for_backward(ratio, torch.where(inside, codes - ratio, codes))
-        else:
-            ctx.save_for_backward(ratio)
-        return codes.mul_(scale)
+        ctx.parts = parts
+        ctx.save_for_backward(ratio, rounded if ctx.needs_input_grad[1] else None, scale)
+        return rounded
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients for x and, where it is trained, the scale."""
-        gradient = gradients[0]
+        ratio, rounded, scale = ctx.saved_tensors
+        gradient = laid_out_like(gradients[0], ratio)
+        to_x = torch.ops.aten.hardtanh_backward(gradient, ratio, *ctx.limits)  # one pass, no mask kept
         to_scale = None
         if ctx.needs_input_grad[1]:
-            slope = gradient * ctx.saved_tensors[1]
-            to_scale = slope.sum_to_size(ctx.scale_shape) if ctx.scale_shape else slope.sum()
+            to_scale = _sum_of_products(gradient, rounded, scale) / scale - _sum_of_products(to_x, ratio, scale)
             to_scale = to_scale / (ctx.parts * gradient.numel() / max(to_scale.numel(), 1)) ** 0.5
-        to_x = torch.ops.aten.hardtanh_backward(gradient, ctx.saved_tensors[0], *ctx.limits)  # one pass, no mask kept
         return to_x, to_scale, None, None, None, None, None
+
+
+def laid_out_like(x: Tensor, other: Tensor) -> Tensor:
+    """x in the memory layout of `other`, so that everything behind it runs in that layout too.
+
+    A mean over space gives its gradient in none; a whole backward pass with channels first among activations with
+    channels last would follow from it.
+    """
+    return x if x.stride() == other.stride() else torch.empty_like(other).copy_(x)
+
+
+def _sum_of_products(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    """sum(a b), to the shape of `like`; of all of them in one pass, without the products in memory."""
+    if like.ndim or a.stride() != b.stride() or not torch.ops.aten.is_non_overlapping_and_dense(a):
+        return (a * b).sum_to_size(like.shape)
+    return torch.dot(*(value.as_strided((value.numel(),), (1,)) for value in (a, b)))
 
 
 def fake_quantize(

@@ -8,6 +8,7 @@ the same few attributes. A graph is a value: a pass returns a new one.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -109,6 +110,14 @@ def rebuild(
     pool = {**graph.parameters, **(parameters or {})}
     used = {key for node in kept for key in node.parameters.values()}
     return Graph(tuple(kept), {key: pool[key] for key in pool if key in used}, output)
+
+
+def digest_of(graph: Graph) -> str:
+    """A checksum of all parameters with their names."""
+    digest = hashlib.sha256()
+    for key, value in sorted(graph.parameters.items()):
+        digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def map_parameters(graph: Graph, change: Callable[[torch.Tensor], torch.Tensor]) -> Graph:

@@ -29,7 +29,8 @@ from gdfq_export.exact import IntegerProgram
 from gdfq_export.files import atomic_path, companions_of, remove_leftovers
 from gdfq_export.float_parts import float_parts
 from gdfq_export.generator import ImageSpec, image_spec
-from gdfq_export.graph import Graph, Node, unshared
+from gdfq_export.graph import Graph, Node, digest_of, unshared
+from gdfq_export.image_store import ImageStore
 from gdfq_export.integer import IntegerModel
 from gdfq_export.lower import lower, with_pixel_input
 from gdfq_export.methods import METHODS, Outcome, Task
@@ -47,6 +48,7 @@ from gdfq_export.simulation import SimulationGap, compare_simulation
 
 logger = logging.getLogger(__name__)
 NO_IMAGES = RealImages()
+NO_STORE = ImageStore()
 VERSIONED = ("torch", "onnx", "numpy", "pytorchcv")
 
 
@@ -108,11 +110,13 @@ def quantize_model(
     progress: Progress = silent,
     checkpoint: Checkpoint | None = None,
     real: RealImages = NO_IMAGES,
+    store: ImageStore = NO_STORE,
 ) -> Exported:
     """Runs the method and lowers what it returns; deterministic for a seed on one machine."""
     torch.manual_seed(settings.seed)
     checkpoint = checkpoint or Checkpoint()
-    task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, progress, checkpoint, real)
+    network = (prepared.captured, prepared.folded, prepared.plan, prepared.image)
+    task = Task(*network, settings, progress, checkpoint, real, store)
     return lower_outcome(prepared, settings, METHODS[settings.method](task), progress)
 
 
@@ -248,13 +252,10 @@ def output_step(model: IntegerModel) -> float:
 
 def run_facts(prepared: Prepared, settings: Settings, real: RealImages = NO_IMAGES) -> dict[str, Any]:
     """Everything that decides the bytes of the result, by name; a saved state fits only a run with the same."""
-    digest = hashlib.sha256()
-    for key, value in sorted(prepared.captured.parameters.items()):
-        digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     facts = {"model": prepared.loaded.name, **_flat(dataclasses.asdict(settings), "")}
     for name, source in (("calibration_data", real.calibration), ("real_data", real.training)):
         facts[name] = None if source is None else f"{source.name} ({len(source)} images)"
-    facts |= {"weights": digest.hexdigest(), "processes": size(), "threads": torch.get_num_threads()}
+    facts |= {"weights": digest_of(prepared.captured), "processes": size(), "threads": torch.get_num_threads()}
     return {**facts, "tool": __version__, "torch": torch.__version__}
 
 
@@ -276,6 +277,7 @@ def run(
     work: WorkDirectory | None = None,
     report: Path | None = None,
     real: RealImages = NO_IMAGES,
+    store: ImageStore = NO_STORE,
 ) -> dict[str, Any]:
     """The whole way from a loaded network to the files; returns what `quantize --json` prints.
 
@@ -285,7 +287,7 @@ def run(
     prepared = prepare(loaded, settings)
     checkpoint = open_checkpoint(work, run_facts(prepared, settings, real)) if work else Checkpoint()
     try:
-        exported = quantize_model(prepared, settings, progress, checkpoint, real)
+        exported = quantize_model(prepared, settings, progress, checkpoint, real, store)
     except DivergedError as error:
         if work is None:
             raise

@@ -14,7 +14,7 @@ import typer
 
 from gdfq_export.ablations import Ablations
 from gdfq_export.cli.options import BYTES, OPERATIONS, parse_amount, parse_budget, parse_floats, parse_size, read_config
-from gdfq_export.cli.switches import PANEL, check_switches
+from gdfq_export.cli.switches import PANEL, check_images, check_switches
 from gdfq_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -98,6 +98,10 @@ def quantize(
     ] = None,
     real_data: Annotated[
         Path | None, typer.Option(help="Folder of labelled real images to train on: the upper bound, not data-free.")
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Keep optimised images in this file, and read them there if it exists: for other widths."),
     ] = None,
     no_generator_ce: Annotated[
         bool, typer.Option("--no-generator-ce", help="No cross-entropy for the generator.", rich_help_panel=PANEL)
@@ -200,6 +204,7 @@ def quantize(
         keep_better=not keep_trained,
     )
     check_switches(method, ablations, ranges=ranges, reading=reading, calibration=calibration_data, real=real_data)
+    check_images(method, images, budget=budget is not None)
     rates = {"generator_lr": generator_lr, "student_lr": student_lr}
     for name, rate in rates.items():
         if rate is not None and not 0 < rate < 1e6:
@@ -226,6 +231,8 @@ def quantize(
 
     if not dry_run:
         check_output(out, force=force or resume)
+        if images is not None:
+            check_output(images, force=True, option="--images")
     if not as_json:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         logging.getLogger("torch").setLevel(logging.ERROR)
@@ -236,6 +243,7 @@ def quantize(
     from gdfq_export.checkpoint import WorkDirectory, is_writing, work_directory
     from gdfq_export.cli.image_folder import ImageFolder
     from gdfq_export.distributed import joined, rank
+    from gdfq_export.image_store import ImageStore
     from gdfq_export.models.sources import load_model
     from gdfq_export.pipeline import prepare, run
     from gdfq_export.plan import BitWidths
@@ -315,6 +323,7 @@ def quantize(
                 work=work,
                 report=report,
                 real=real,
+                store=ImageStore(images),
             )
         if rank() != 0:
             return

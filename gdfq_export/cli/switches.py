@@ -10,6 +10,7 @@ from gdfq_export.errors import UsageError
 PANEL = "Parts of GDFQ, for its ablations"
 STUDENT_METHODS = ("gdfq",)
 GENERATOR_METHODS = ("gdfq", "calibrate")
+IMAGE_METHODS = ("recon", "auto", "dfq", "zeroq")
 
 
 def check_switches(
@@ -35,3 +36,13 @@ def check_switches(
             f"{generator[0]} is about the generator, which --method calibrate does not need with --calibration-data: "
             "leave one of them out"
         )
+
+
+def check_images(method: str, images: Path | None, *, budget: bool) -> None:
+    """Refuses a file of images where none are optimised, or where time decides how many."""
+    if images is None:
+        return
+    if method not in IMAGE_METHODS:
+        raise UsageError(f"--images has no meaning for --method {method}: use it with {' or '.join(IMAGE_METHODS)}")
+    if budget:
+        raise UsageError("--budget decides how many images are made, so that no file fits: use --preset with --images")

@@ -11,6 +11,7 @@ from torch import Tensor
 from gdfq_export.distilled import Images, distil_images, fit_to_time, time_a_step
 from gdfq_export.end_to_end import tune
 from gdfq_export.graph import Graph
+from gdfq_export.image_store import facts_of
 from gdfq_export.lower import Quantized
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.task import Outcome, Task
@@ -57,7 +58,8 @@ def learn_as_a_whole(task: Task, start: Quantized, exact: Graph, images: Tensor,
 
 
 def make_images(task: Task, teacher: Teacher, stopwatch: Stopwatch) -> Images:
-    """Optimised images; a budget decides how many, and that is saved so that a resumed run makes the same."""
+    """Optimised images, from the user's file if they are there; a budget decides how many, and that is saved so that a
+    resumed run makes the same."""
     settings, schedule = task.settings, task.settings.distillation
     if settings.schedule.budget_seconds is not None:
         saved = task.checkpoint.load(PLAN_STAGE)
@@ -67,7 +69,12 @@ def make_images(task: Task, teacher: Teacher, stopwatch: Stopwatch) -> Images:
             saved = dataclasses.asdict(schedule)
             task.checkpoint.save(PLAN_STAGE, saved)
         schedule = Distillation(**saved)
-    return distil_images(teacher, task.image, schedule, settings.seed, task.progress, task.checkpoint)
+    facts = facts_of(task.captured, task.image, schedule, settings.seed)
+    made = task.store.load(facts)
+    if made is None:
+        made = distil_images(teacher, task.image, schedule, settings.seed, task.progress, task.checkpoint)
+        task.store.save(made, facts)
+    return made
 
 
 def seen_and_held_back(task: Task, made: Images) -> tuple[Tensor, Tensor]:

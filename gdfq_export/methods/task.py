@@ -11,6 +11,7 @@ from gdfq_export.allocation import Curve
 from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.generator import ImageSpec
 from gdfq_export.graph import Graph
+from gdfq_export.image_store import ImageStore
 from gdfq_export.lower import Quantized
 from gdfq_export.plan import Plan
 from gdfq_export.progress import Progress
@@ -30,6 +31,7 @@ class Task:
     progress: Progress
     checkpoint: Checkpoint = field(default_factory=Checkpoint)  # saves nothing unless there is a work directory
     real: RealImages = field(default_factory=RealImages)  # nothing, in a data-free run
+    store: ImageStore = field(default_factory=ImageStore)  # where optimised images of an earlier run may be
 
 
 @dataclass(frozen=True, eq=False)

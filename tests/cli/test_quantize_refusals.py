@@ -36,6 +36,19 @@ def test_a_budget_of_widths_that_cannot_be_is_a_usage_error(
     assert not list(tmp_path.glob("*.onnx"))
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [(["--method", "gdfq"], "recon or auto"), (["--method", "auto", "--budget", "9s"], "--preset")],
+)
+def test_a_file_of_images_where_none_fits_is_a_usage_error(
+    words: list[str], hint: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = str(tmp_path / "images.safetensors"), str(tmp_path / "x.onnx")
+    code, text = fails([*build(folder), *words, "--images", images, "--out", out], capsys)
+    assert (code, hint in text) == (2, True), text
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_report_that_exists_or_cannot_be_written_is_refused_before_any_work(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
