@@ -83,7 +83,7 @@ def _axes(graph: Graph, node: Node) -> list[Axis]:
 
 
 def _axis(side: int, kernel: int, pad: int, outputs: int) -> Axis:
-    """The last window begins at most two before the end of the image, so `after` is never negative."""
+    """The last window ends at most one position before image and pads do, so `after` is never negative."""
     reach = pad + pad % BLOCK  # l
     size = reach - pad + kernel
     size += size % BLOCK

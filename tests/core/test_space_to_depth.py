@@ -26,6 +26,7 @@ from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.lower import TARGETS, Quantized, integer_model_from_quantized, with_pixel_input
 from gdfq_export.methods import Outcome
 from gdfq_export.moments import Moments
+from gdfq_export.moving_statistics import normalised_layers
 from gdfq_export.ops import KERNELS
 from gdfq_export.passes import pad_input, space_to_depth
 from gdfq_export.passes.space_to_depth import DEEP
@@ -222,6 +223,13 @@ def test_others_are_left_alone(graph: object) -> None:
     assert space_to_depth(before) is before
 
 
+def test_a_moving_batch_norm_still_finds_its_layer() -> None:
+    module = stem(7, (3, 3, 3, 3))
+    prepared = prepare(loaded(module, input_size=SHAPE), SETTINGS)
+    (first,) = prepared.folded.users()[DEEP]
+    assert first.name in normalised_layers(prepared.captured, prepared.folded)
+
+
 def test_an_image_with_a_second_reader_is_left_alone() -> None:
     torch.manual_seed(0)
     module = Net(
@@ -233,8 +241,8 @@ def test_an_image_with_a_second_reader_is_left_alone() -> None:
     assert space_to_depth(graph) is graph
 
 
-def prepared_with(settings_: Settings) -> Prepared:
-    return prepare(loaded(stem(7, (3, 3, 3, 3)), input_size=SHAPE), settings_)
+def prepared_with(chosen: Settings) -> Prepared:
+    return prepare(loaded(stem(7, (3, 3, 3, 3)), input_size=SHAPE), chosen)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -247,10 +255,10 @@ def test_files_with_and_without_it_return_the_same_and_verify(bits: int, tmp_pat
     quantized = dataclasses.replace(quantized, plan=plain.plan)
     x = images(SHAPE, 8)
     outputs = []
-    for prepared, settings_ in ((plain, wide), (moved, deep)):
+    for prepared, chosen in ((plain, wide), (moved, deep)):
         own = dataclasses.replace(quantized, graph=prepared.folded, plan=prepared.plan)
         path = tmp_path / f"{len(outputs)}.onnx"
-        write_files(lower_outcome(prepared, settings_, Outcome(own, x)), settings_, path, companions=True)
+        write_files(lower_outcome(prepared, chosen, Outcome(own, x)), chosen, path, companions=True)
         outputs.append(run_onnx(onnx.load(path), x).outputs)
         program = torch.export.load(path.with_suffix(".fakequant.pt2")).module()
         assert np.array_equal(program(x).numpy(), outputs[-1])
