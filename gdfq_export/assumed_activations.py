@@ -114,6 +114,8 @@ def _moved(graph: Graph, node: Node, source: Moments) -> Moments:
         return _each(source, lambda v: v.view(node.attributes["groups"], -1).T.reshape(-1))
     if node.op == "pad_channels":
         return _each(source, lambda v: torch.cat([v, v.new_zeros(node.attributes["count"])]))
+    if node.op == "space_to_depth":
+        return _each(source, lambda v: v.repeat(node.attributes["block"] ** 2))
     if node.op == "gather" and node.attributes["axis"] == 1:
         return _each(source, lambda v: v[torch.tensor(node.attributes["order"])])
     if node.op == "slice" and node.attributes["axis"] == 1:

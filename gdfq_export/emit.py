@@ -6,7 +6,8 @@
 - Below 8 bits a Clip on the uint8 tensor follows; weights of 4 bits and fewer are stored packed and unpacked when the
   file is loaded (`packing.py`).
 - Files of packed weights have short names (`compact.py`).
-- Data movement works on the uint8 tensor itself: it is integer by construction.
+- Data movement works on the uint8 tensor itself: it is integer by construction. Only SpaceToDepth on the image stands
+  before its quantizer, where the codes become the same: ONNX Runtime has it on bytes only in its latest versions.
 """
 
 from __future__ import annotations
@@ -97,6 +98,15 @@ class _Emitter:
         ]
         return self.b.add("DequantizeLinear", names, f"{node.name}.constant")
 
+    def float_input(self) -> None:
+        """Codes of the image, or of what moves its pixels before anything else reads them."""
+        value = name = INPUT
+        readers = self.model.graph.users()[INPUT]
+        if [node.op for node in readers] == ["space_to_depth"]:
+            name = readers[0].name
+            value = EMIT["space_to_depth"](self.b, readers[0], [INPUT], name, {})
+        self.quantize(value, name)
+
     def bytes_input(self, pixels: PixelInput) -> None:
         """Bytes (N, H, W, C) to codes of the normalised image, by one depthwise integer layer."""
         moved = self.b.add("Transpose", [INPUT], f"{INPUT}.nchw", perm=[0, 3, 1, 2])
@@ -153,8 +163,8 @@ def onnx_from_integer_model(model: IntegerModel) -> onnx.ModelProto:
         if node.op == INPUT and model.pixels is not None:
             emitter.bytes_input(model.pixels)
         elif node.op == INPUT:
-            emitter.quantize(INPUT, INPUT)
-        elif model.is_absorbed(node):
+            emitter.float_input()
+        elif model.is_absorbed(node) or node.name in emitter.codes:
             continue
         elif node.op == "constant":
             emitter.codes[node.name] = _constant_codes(emitter, node)

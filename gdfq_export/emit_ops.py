@@ -170,6 +170,7 @@ EMIT: dict[str, Emit] = {
     "slice": _slice,
     "pad": _pad,
     "pad_channels": _pad_channels,
+    "space_to_depth": _same("SpaceToDepth", blocksize="block"),
     "reshape": _reshape,
     "transpose": _same("Transpose", perm="axes"),
     "upsample": _upsample,

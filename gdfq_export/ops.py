@@ -66,6 +66,13 @@ def shuffle_channels(node: Node, x: Tensor) -> Tensor:
     return x.view(n, g, c // g, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
+def stack_squares(node: Node, x: Tensor) -> Tensor:
+    """Squares of pixels into channels, in ONNX's order: row, column, channel."""
+    b = node.attributes["block"]
+    n, c, h, w = x.shape
+    return x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, c * b * b, h // b, w // b)
+
+
 def _batch_norm(node: Node, x: Sequence[Tensor], p: Mapping[str, Tensor]) -> Tensor:
     return F.batch_norm(
         x[0], p["mean"], p["variance"], p.get("weight"), p.get("bias"), False, 0.0, node.attributes["eps"]
@@ -109,6 +116,7 @@ KERNELS: dict[str, Kernel] = {
     "slice": lambda n, x, p: take_slice(n, x[0]),
     "pad": lambda n, x, p: F.pad(x[0], torch_padding(n.attributes["pads"]), value=n.attributes["value"]),
     "pad_channels": lambda n, x, p: F.pad(x[0], (0, 0, 0, 0, 0, n.attributes["count"])),
+    "space_to_depth": lambda n, x, p: stack_squares(n, x[0]),
     "reshape": lambda n, x, p: x[0].reshape(x[0].shape[0], *n.shape),
     "transpose": lambda n, x, p: x[0].permute(n.attributes["axes"]),
     "upsample": lambda n, x, p: F.interpolate(x[0], scale_factor=n.attributes["scale"], mode="nearest"),
@@ -125,7 +133,7 @@ KERNELS: dict[str, Kernel] = {
 MOVEMENT = frozenset(
     {
         *("concat", "slice", "pad", "reshape", "transpose", "upsample", "channel_shuffle", "gather", "expand"),
-        *("max_pool", "reduce_max", "pad_channels"),
+        *("max_pool", "reduce_max", "pad_channels", "space_to_depth"),
     }
 )
 """Operations that only move or select codes, so that input and output share one scale."""

@@ -35,7 +35,7 @@ from gdfq_export.integer import IntegerModel
 from gdfq_export.lower import lower, with_pixel_input
 from gdfq_export.methods import METHODS, Outcome, Task
 from gdfq_export.models.sources import LoadedModel
-from gdfq_export.passes import canonicalize, find_channel_shuffle, fold_batch_norm, pad_input
+from gdfq_export.passes import canonicalize, find_channel_shuffle, fold_batch_norm, pad_input, space_to_depth
 from gdfq_export.plan import Plan, make_plan, quantized_part, with_endings, without_endings
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress, silent
@@ -97,6 +97,8 @@ def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
             f"{captured.num_outputs} outputs: leave it out"
         )
     folded = unshared(fold_batch_norm(captured))
+    if "space_to_depth" not in settings.without and settings.input_format == "float-nchw":  # see `emit.py`
+        folded = space_to_depth(folded)
     if "pad_input" not in settings.without:
         folded = pad_input(folded, large_windows=settings.target == "x86-vnni")
     image = image_spec(loaded.input_size, loaded.mean, loaded.std)

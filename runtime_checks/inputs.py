@@ -38,19 +38,22 @@ def _makers(spec: InputSpec, graph: Graph, layers: Sequence[Layer]) -> list[Call
     def from_codes(make: Callable[[np.random.Generator], Array]) -> Callable[[np.random.Generator], Array]:
         return lambda rng: spec.feed(make(rng)[None])[0]
 
+    def from_read(make: Callable[[np.random.Generator], Array]) -> Callable[[np.random.Generator], Array]:
+        return from_codes(lambda rng: spec.image_from_read(make(rng)))
+
     low, high = spec.params.qmin, spec.params.qmax
-    shape = spec.code_shape
+    shape, read = spec.code_shape, spec.read_shape
     makers = [
         from_codes(lambda rng: _uniform(rng, shape, low, high)),
         from_codes(lambda rng: _smooth(rng, shape, low, high)),
     ]
     first = _first_convolution(spec, graph, layers)
     if first is not None:
-        window = window_from_attributes(first.node.attributes, first.kernel, shape[1:])
+        window = window_from_attributes(first.node.attributes, first.kernel, read[1:])
         makers += [
-            from_codes(lambda rng: tie_image(rng, first, window, shape, graph)),
-            from_codes(lambda rng: extreme_image(rng, first, window, shape, largest=True)),
-            from_codes(lambda rng: extreme_image(rng, first, window, shape, largest=False)),
+            from_read(lambda rng: tie_image(rng, first, window, read, graph)),
+            from_read(lambda rng: extreme_image(rng, first, window, read, largest=True)),
+            from_read(lambda rng: extreme_image(rng, first, window, read, largest=False)),
         ]
     if not np.issubdtype(spec.dtype, np.integer):
         makers.append(lambda rng: _between_codes(rng, spec))
@@ -90,7 +93,7 @@ def _first_convolution(spec: InputSpec, graph: Graph, layers: Sequence[Layer]) -
     if not first.source.same_as(spec.params) and not np.issubdtype(spec.dtype, np.integer):
         return None
     channels = first.weight.shape[1] // int(np.prod(first.kernel))
-    return first if channels == spec.code_shape[0] else None
+    return first if channels == spec.read_shape[0] else None
 
 
 def tie_image(rng: np.random.Generator, layer: Layer, window: Window, shape: tuple[int, ...], graph: Graph) -> Array:

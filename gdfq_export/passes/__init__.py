@@ -8,8 +8,9 @@ from gdfq_export.passes.equalize import equalize
 from gdfq_export.passes.find_channel_shuffle import find_channel_shuffle
 from gdfq_export.passes.fold_batch_norm import fold_batch_norm
 from gdfq_export.passes.pad_input import pad_input
+from gdfq_export.passes.space_to_depth import space_to_depth
 
-OPTIONAL_PASSES = ("find_channel_shuffle", "pad_input", "pool_as_conv")
+OPTIONAL_PASSES = ("find_channel_shuffle", "pad_input", "pool_as_conv", "space_to_depth")
 """Passes for speed alone, which can be left out by name; `pool_as_conv` works on the lowered model."""
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "find_channel_shuffle",
     "fold_batch_norm",
     "pad_input",
+    "space_to_depth",
 ]

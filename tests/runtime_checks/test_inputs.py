@@ -72,6 +72,40 @@ def test_extreme_images_reach_the_bounds_of_their_filters() -> None:
         assert (found == bound).sum() >= 4  # of eight filters: patches choose theirs at random
 
 
+def squares_network() -> onnx.ModelProto:
+    """Pixels become channels before they are quantized."""
+    net = Builder()
+    x = net.quantize(net.node("SpaceToDepth", ["input"], "squares", blocksize=2), "in", 0.02, 128)
+    y = net.conv(x, "conv", (12, 8))
+    return net.model(y.codes, (3, 12, 16), output_type=TensorProto.UINT8, output_rank=4)
+
+
+def test_an_image_whose_pixels_are_moved_first_is_still_fed_by_its_codes() -> None:
+    graph = reference_graph(squares_network())
+    spec = input_spec(graph, {})
+    assert (spec.code_shape, spec.read_shape) == ((3, 12, 16), (12, 6, 8))
+    codes = np.random.default_rng(0).integers(0, 256, (1, 12, 6, 8)).astype(np.uint8)
+    feed = spec.feed(spec.image_from_read(codes[0])[None])
+    seen: dict[str, np.ndarray] = {}
+    run_reference(graph, feed, lambda name, array: seen.setdefault(name, array))
+    assert np.array_equal(seen["in.codes"], codes)
+
+
+def test_extreme_images_are_found_behind_pixels_that_are_moved() -> None:
+    model = squares_network()
+    graph = reference_graph(model)
+    layer = layers_of(model, graph)[0]
+    seen: list[np.ndarray] = []
+    run_reference(graph, made(model, 7), lambda name, array: seen.append(array) or array)
+    weight = np.moveaxis(layer.centred_weight.reshape(8, 3, 3, 12), -1, 1)
+    codes = seen[0].astype(np.int16) - 128
+    found = convolve(codes, weight, None, layer.node.attributes)
+    positive, negative = np.maximum(weight, 0).sum((1, 2, 3)), np.minimum(weight, 0).sum((1, 2, 3))
+    highest, lowest = found.max((0, 2, 3)), found.min((0, 2, 3))
+    assert (highest == 127 * positive - 128 * negative).any()
+    assert (lowest == -128 * positive + 127 * negative).any()
+
+
 def test_bytes_channels_last_are_fed_as_they_are() -> None:
     net = Builder()
     net.constant("in/scale", np.float32(1 / 64))
