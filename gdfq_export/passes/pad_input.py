@@ -5,7 +5,7 @@
 The new channel holds zero, whose code is the zero point, so every accumulator stays what it was. Kernels that read four
 codes at a time then need no special case for the last ones. With a large window this pays only where products are
 added by one instruction (VNNI); elsewhere what the zeros cost is more than what the kernel gains. Requires: a folded
-graph. It stands before lowering, since which weights kernels add in pairs depends on the number of channels
+graph without shared parameters. It stands before lowering, since which weights kernels add in pairs depends on the number of channels
 (`saturation.py`).
 """
 
@@ -35,10 +35,9 @@ def pad_input(graph: Graph, *, large_windows: bool = True) -> Graph:
     nodes = []
     for node in graph.nodes:
         if INPUT in node.inputs:
-            key = f"{node.name}/padded"
-            weight = graph.parameters[node.parameters["weight"]]  # (O, C, kh, kw)
-            parameters[key] = F.pad(weight, (0, 0, 0, 0, 0, missing))
-            node = node.replace(inputs=(PADDED,), parameters={**node.parameters, "weight": key})
+            key = node.parameters["weight"]
+            parameters[key] = F.pad(graph.parameters[key], (0, 0, 0, 0, 0, missing))  # (O, C, kh, kw)
+            node = node.replace(inputs=(PADDED,))
         nodes.append(node)
         if node.name == INPUT:
             nodes.append(Node(PADDED, "pad_channels", (INPUT,), (channels + missing, *space), {"count": missing}))

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from small_networks import shape_of
-from stages import calibrated, folded, images, integer_logits, quantize_graph, run_onnx
+from stages import calibrated, captured, folded, images, integer_logits, quantize_graph, run_onnx
 
 from gdfq_export.emit import onnx_from_integer_model
 from gdfq_export.exact import IntegerProgram
 from gdfq_export.graph import INPUT, rebuild
 from gdfq_export.lower import TARGETS, integer_model_from_quantized, with_pixel_input
+from gdfq_export.moving_statistics import normalised_layers
 from gdfq_export.passes import pad_input
 from gdfq_export.passes.pad_input import PADDED
 from gdfq_export.plan import BitWidths, make_plan
@@ -52,6 +53,12 @@ def test_bytes_are_padded_after_their_normalisation() -> None:
 def test_the_float_function_stays_the_same() -> None:
     x = images()
     assert torch.equal(FloatProgram(pad_input(folded("residual")))(x), FloatProgram(folded("residual"))(x))
+
+
+def test_the_first_layer_still_has_the_weights_of_its_batch_norm() -> None:
+    network = captured("plain")
+    plain = normalised_layers(network, folded("plain"))
+    assert normalised_layers(network, pad_input(folded("plain"))).keys() == plain.keys()
 
 
 def test_gray_images_stay_as_they_are() -> None:
