@@ -5,8 +5,8 @@
 The new channel holds zero, whose code is the zero point, so every accumulator stays what it was. Kernels that read four
 codes at a time then need no special case for the last ones. With a large window this pays only where products are
 added by one instruction (VNNI); elsewhere what the zeros cost is more than what the kernel gains. Requires: a folded
-graph without shared parameters. It stands before lowering, since which weights kernels add in pairs depends on the number of channels
-(`saturation.py`).
+graph without shared parameters. It stands before lowering, since which weights kernels add in pairs depends on the
+number of channels (`saturation.py`).
 """
 
 from __future__ import annotations
