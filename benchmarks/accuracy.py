@@ -5,10 +5,11 @@
 DIR has one folder of images for each class, or holds CIFAR-10 sheets (`val_00.png`, ..., one image a row, and
 `labels.json`; `--sheets val` picks them). Each row is one run of the real command line with `--json`; the accuracy is
 that of `gdfq-export evaluate` on the file. Nothing is selected on these images. "Float operators" are those that
-`verify` finds between the first quantization and the last. With `--static N`, the last row is what ONNX Runtime's
-`quantize_static` (W8A8) makes of the float network with N real images of DIR: it sees some of the images that it is
-judged by, ours sees none. With a budget for mixed precision among `--options`, the width of weights in `--bits` is left
-out: each layer gets its own.
+`verify` finds between the first quantization and the last. With `--keep-images DIR` optimised images are made once for
+each seed, in its first row, whose seconds include them, and read from DIR by the others (`quantize --images`). With
+`--static N`, the last row is what ONNX Runtime's `quantize_static` (W8A8) makes of the float network with N real images
+of DIR: it sees some of the images that it is judged by, ours sees none. With a budget for mixed precision among
+`--options`, the width of weights in `--bits` is left out: each layer gets its own.
 """
 
 from __future__ import annotations
@@ -65,6 +66,11 @@ def checked(model: Path) -> tuple[str, str]:
     return str(result["levels"]["all"]["mismatches"]), str(len(result["float_ops"]))
 
 
+def kept_name(model: str) -> str:
+    """A network's name in names of files."""
+    return model.rsplit("/", 1)[-1].replace(":", "-")
+
+
 def peak_gigabytes() -> float:
     """The most memory that any command so far held."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
@@ -82,6 +88,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", default=["0"])
     parser.add_argument("--verify", action="store_true", help="verify each file too")
     parser.add_argument("--static", type=int, default=0, help="quantize_static with so many real images too")
+    parser.add_argument("--keep-images", type=Path, help="folder for optimised images, which all widths share")
     parser.add_argument("--options", default="", help="further options of quantize, in one string")
     args = parser.parse_args()
 
@@ -100,6 +107,9 @@ def main() -> None:
                     weight, activation = bits.split("x")
                     out = work / "model.onnx"
                     widths = ["--act-bits", activation, *(["--weight-bits", weight] if not mixed else [])]
+                    if args.keep_images:
+                        args.keep_images.mkdir(exist_ok=True)
+                        widths += ["--images", str(args.keep_images / f"{kept_name(args.model)}-{seed}.safetensors")]
                     words = [*source, *widths, "--method", method, "--seed", seed, "--out", str(out), "--force"]
                     made = tool("quantize", *words)
                     if reference is None:

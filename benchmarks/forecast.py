@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import tempfile
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 
 from gdfq_export.cli.options import parse_floats, parse_size
 from gdfq_export.fakequant import FakeQuantProgram
+from gdfq_export.image_store import ImageStore
 from gdfq_export.lower import Quantized
 from gdfq_export.methods import Task
 from gdfq_export.methods.auto import Ladder, climb
@@ -73,8 +75,10 @@ def read_labelled(folder: Path, loaded: LoadedModel, most: int) -> Labelled:
     return Labelled(images, torch.tensor([image.label for image in found]))
 
 
-def climb_and_measure(loaded: LoadedModel, bits: BitWidths, seed: int, preset: str, labelled: Labelled) -> list[State]:
-    """All states of one climb."""
+def climb_and_measure(
+    loaded: LoadedModel, bits: BitWidths, seed: int, preset: str, labelled: Labelled, store: ImageStore
+) -> list[State]:
+    """All states of one climb; its images are those of the other widths."""
     shape = loaded.input_size
     settings = Settings(
         *("auto", bits, schedule_for(preset, shape), "mse", "portable", seed),
@@ -83,7 +87,7 @@ def climb_and_measure(loaded: LoadedModel, bits: BitWidths, seed: int, preset: s
         tuning=tuning_for(preset, shape),
     )
     prepared = prepare(loaded, settings)
-    task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, silent)
+    task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, silent, store=store)
     torch.manual_seed(seed)
     teacher = Teacher(task.captured, "cpu")
     images, held_back = seen_and_held_back(task, make_images(task, teacher, Stopwatch(None)))
@@ -157,11 +161,13 @@ def main() -> None:
     print(f"{len(labelled.images)} images\n")
     print("| climb | rung | score | points lost | forecast | inside |\n|---|---|---|---|---|---|")
     states: list[State] = []
-    for bits in args.bits:
-        weight, activation = map(int, bits.split("x"))
-        for seed in args.seeds:
-            widths = BitWidths(weight, activation, args.first_last)
-            states += climb_and_measure(loaded, widths, seed, args.preset, labelled)
+    with tempfile.TemporaryDirectory() as folder:
+        for bits in args.bits:
+            weight, activation = map(int, bits.split("x"))
+            for seed in args.seeds:
+                widths = BitWidths(weight, activation, args.first_last)
+                store = ImageStore(Path(folder) / f"{seed}.safetensors")
+                states += climb_and_measure(loaded, widths, seed, args.preset, labelled, store)
     print(f"\n{len(states)} states: rank correlation {rank_correlation(states):.3f}\n")
     print("| climb | states | rank correlation | chosen | regret |\n|---|---|---|---|---|")
     for title, group in groupby(states, key=lambda state: state.climb):

@@ -72,8 +72,8 @@ class Tuning:
     """How the whole network is tuned after its blocks."""
 
     steps: int
-    batch: int = 64
-    weight_lr: float = 0.01  # in codes
+    batch: int = 32
+    weight_lr: float = 0.015  # in codes
     scale_lr: float = 0.001  # of a scale, relative
     bias_lr: float = 0.003  # in units of the noise that it meets
     shift: int = 2  # pixels that images are moved by
@@ -172,8 +172,8 @@ def reconstruction_for(preset: str, shape: tuple[int, ...]) -> Reconstruction:
 
 def tuning_for(preset: str, shape: tuple[int, ...]) -> Tuning:
     """How long the whole network is tuned; with few steps weights must move faster."""
-    rate = 0.03 if preset == "fast" else 0.01
+    rate = 0.03 if preset == "fast" else 0.015
     if is_large(shape):
         steps = {"fast": 30, "standard": 150, "paper": 1000}[preset]
         return Tuning(steps, batch=16, weight_lr=rate, shift=max(shape[1:]) // 16)
-    return Tuning({"fast": 100, "standard": 500, "paper": 3000}[preset], weight_lr=rate)
+    return Tuning({"fast": 200, "standard": 1000, "paper": 6000}[preset], weight_lr=rate)

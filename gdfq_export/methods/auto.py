@@ -5,8 +5,7 @@ corrected      ... and biases that bring each layer's mean back (DFQ)
 equalized      channels of equal range first, then ranges and biases
 second order   each weight makes good what the ones before it cost (`second_order.py`), from the better of the two
                roundings to nearest
-reconstructed  block by block (`reconstruct.py`), from the same; below 8 bits only, where there is something to learn
-tuned          the reconstructed network as a whole (`end_to_end.py`)
+tuned          the network as a whole learns on (`end_to_end.py`); below 8 bits only, where there is something to learn
 
 The score (`score.py`) is how far the logits of held-back images are from the float network's; it needs no data. The
 ladder ends when the score is as good as `ENOUGH`, when nothing is left, or when the budget is used up.
@@ -25,7 +24,7 @@ from gdfq_export.distributed import agreed
 from gdfq_export.lower import TARGETS, Quantized
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.dfq import equalized_network
-from gdfq_export.methods.recon import learn_as_a_whole, learn_blocks, make_images, seen_and_held_back
+from gdfq_export.methods.recon import learn_as_a_whole, make_images, seen_and_held_back
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.plan import MAX_BITS, Plan
 from gdfq_export.score import error_of
@@ -89,15 +88,11 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
     if ladder.is_good() or stopwatch.is_over():
         return
     start, exact = (equalized, graph) if even < plain else (nearest, task.folded)
-    target = TARGETS[settings.target]
-    ladder.add("second_order", round_by_second_order(start, images, target, task.progress))
+    compensated = round_by_second_order(start, images, TARGETS[settings.target], task.progress)
+    ladder.add("second_order", compensated)
     if ladder.is_good() or stopwatch.is_over() or not is_narrow(task.plan):
         return
-    reconstructed = learn_blocks(task, start, images, stopwatch)
-    ladder.add("reconstructed", reconstructed)
-    if ladder.is_good() or stopwatch.is_over():
-        return
-    ladder.add("tuned", learn_as_a_whole(task, reconstructed, exact, images, stopwatch))
+    ladder.add("tuned", learn_as_a_whole(task, compensated, exact, images, stopwatch))
 
 
 def is_narrow(plan: Plan) -> bool:
