@@ -1,4 +1,4 @@
-"""End-to-end tuning: after its blocks have learned one by one, the integer network learns as a whole.
+"""End-to-end tuning: from weights that are rounded well already, the integer network learns as a whole.
 
     min over q, t, u, b    |Q(x) - F(x)|^2 / |F(x)|^2  +  mean over blocks |Q_k(x) - F_k(x)|^2 / |F_k(x)|^2
 
