@@ -48,7 +48,8 @@ class _Round(torch.autograd.Function):
         to_x = torch.ops.aten.hardtanh_backward(gradient, ratio, *ctx.limits)  # one pass, no mask kept
         to_scale = None
         if ctx.needs_input_grad[1]:
-            to_scale = _sum_of_products(gradient, rounded, scale) / scale - _sum_of_products(to_x, ratio, scale)
+            inside = torch.ops.aten.hardtanh_backward(ratio, ratio, *ctx.limits)  # the ratio, or 0 where it is clipped
+            to_scale = _sum_of_products(gradient, (rounded / scale).sub_(inside), scale)
             to_scale = to_scale / (ctx.parts * gradient.numel() / max(to_scale.numel(), 1)) ** 0.5
         return to_x, to_scale, None, None, None, None, None
 

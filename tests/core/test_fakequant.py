@@ -53,6 +53,28 @@ def test_the_gradient_of_the_scale_is_divided_by_the_root_of_the_count() -> None
     assert step.grad.item() == 4 * 5 / math.sqrt(4)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_gradient_of_the_scale_is_exact_where_most_of_it_cancels(bits: int) -> None:
+    """A gradient of one sign behind a ReLU: the codes add up to thousands of times what their rounding does."""
+    qmax, size = 2**bits - 1, (8, 16, 32, 32)
+    x = torch.rand(size, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last) - 0.05
+    step = torch.tensor(1.1 / qmax, requires_grad=True)
+    fake_quantize(x, step, 0, 0, qmax, floor=0.0).sum().backward()
+    assert step.grad is not None
+    ratio = x / step.detach()
+    slope = torch.where(ratio > 0, torch.round(ratio) - ratio, 0.0).double().sum()
+    # 1e-3: sums in float32
+    assert step.grad.item() == pytest.approx(float(slope) / math.sqrt(x.numel()), rel=1e-3)
+
+
+def test_a_gradient_comes_in_the_memory_layout_of_its_value() -> None:
+    x = torch.rand(2, 4, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_(True)
+    gradient = torch.ones(2, 4, 1, 1).expand(2, 4, 3, 3)  # as a mean over space gives it: dense in no layout
+    (found,) = torch.autograd.grad(fake_quantize(x, torch.tensor(0.1), 0, 0, 15), x, gradient)
+    assert found.stride() == x.stride()
+    assert torch.equal(found, torch.ones_like(x))
+
+
 def test_each_channel_of_a_weight_has_a_gradient_for_its_scale() -> None:
     weight, step = torch.randn(3, 2, 1, 1), torch.rand(3, 1, 1, 1, requires_grad=True)
     fake_quantize(weight, step, 0, -7, 7).sum().backward()
