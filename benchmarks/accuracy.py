@@ -30,6 +30,8 @@ import torch
 from PIL import Image
 from static_baseline import images_of, quantize_statically
 
+from gdfq_export.cli.switches import IMAGE_METHODS
+
 COLUMNS = (
     *("network", "method", "bits", "seed", "float", "quantized", "drop", "seconds", "GB", "file kB", "mismatches"),
     "float operators",
@@ -66,9 +68,9 @@ def checked(model: Path) -> tuple[str, str]:
     return str(result["levels"]["all"]["mismatches"]), str(len(result["float_ops"]))
 
 
-def kept_name(model: str) -> str:
-    """A network's name in names of files."""
-    return model.rsplit("/", 1)[-1].replace(":", "-")
+def kept_name(model: str, method: str, seed: str) -> str:
+    """The file of optimised images that all widths share."""
+    return f"{model.rsplit('/', 1)[-1].replace(':', '-')}-{method}-{seed}.safetensors"
 
 
 def peak_gigabytes() -> float:
@@ -95,6 +97,8 @@ def main() -> None:
     versions = f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, {torch.get_num_threads()} threads"
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, {versions}\n")
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
+    if args.keep_images:
+        args.keep_images.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         data = class_folders(args.data, args.sheets, work / "data") if args.sheets else args.data
@@ -107,9 +111,8 @@ def main() -> None:
                     weight, activation = bits.split("x")
                     out = work / "model.onnx"
                     widths = ["--act-bits", activation, *(["--weight-bits", weight] if not mixed else [])]
-                    if args.keep_images:
-                        args.keep_images.mkdir(exist_ok=True)
-                        widths += ["--images", str(args.keep_images / f"{kept_name(args.model)}-{seed}.safetensors")]
+                    if args.keep_images and method in IMAGE_METHODS:
+                        widths += ["--images", str(args.keep_images / kept_name(args.model, method, seed))]
                     words = [*source, *widths, "--method", method, "--seed", seed, "--out", str(out), "--force"]
                     made = tool("quantize", *words)
                     if reference is None:

@@ -47,7 +47,7 @@ def check_output(path: Path, *, force: bool, option: str = "--out") -> None:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, option: str = "--out") -> Iterator[Path]:
     """A path to write to; the file appears as `path` when the block ends well, and leaves no trace otherwise."""
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent or ".")
     os.close(handle)
@@ -58,7 +58,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise OutputFileError(
-            f"cannot write {path} ({error.strerror}): free some space or choose another --out"
+            f"cannot write {path} ({error.strerror}): free some space or choose another {option}"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

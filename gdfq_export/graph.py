@@ -113,10 +113,14 @@ def rebuild(
 
 
 def digest_of(graph: Graph) -> str:
-    """A checksum of all parameters with their names."""
+    """A checksum of what the network computes: its operations with their attributes, and its parameters."""
     digest = hashlib.sha256()
+    for node in graph.nodes:
+        facts = (node.name, node.op, node.inputs, node.shape, sorted(node.attributes.items()), sorted(node.parameters))
+        digest.update(repr(facts).encode())
     for key, value in sorted(graph.parameters.items()):
-        digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -1,30 +1,35 @@
-"""Optimised images in a file of the user's: made once for a network, read again at every other width and method.
+"""Optimised images in a file of the user's: made once for a network, read again at every other width.
 
 They depend on the network, the normalisation, the schedule and the seed, and not on what the network is to become. The
-file says what it was made for (safetensors, facts in its metadata), and a run that would have made others refuses it.
+file says what it was made for (safetensors, facts in its metadata), and a run that would have asked for others refuses
+it. The machine that made them is no part of that: images of a GPU serve on any.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from gdfq_export.distilled import Images
 from gdfq_export.distributed import agreed, rank
 from gdfq_export.errors import InputFileError
-from gdfq_export.files import atomic_path
+from gdfq_export.files import atomic_path, remove_leftovers
 from gdfq_export.generator import ImageSpec
 from gdfq_export.graph import Graph, digest_of
 from gdfq_export.settings import Distillation
 
 FACTS = "gdfq_export.images"
-FIXES = "name another file with --images, or give the options of the run that made it"
+OPTION = "--images"
+FIXES = f"name another file with {OPTION} for this run"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,24 +56,27 @@ class ImageStore:
         other = [name for name, value in facts.items() if saved.get(name) != value]
         if other:
             raise InputFileError(f"the images in {self.path} were made for another {' and '.join(other)}: {FIXES}")
+        logger.info("images read from %s", self.path)
         return Images(tensors["pixels"], tensors["labels"])
 
     def save(self, images: Images, facts: dict[str, str]) -> None:
-        """Writes the file, whole or not at all."""
-        if self.path is None or rank() != 0:
+        """Writes the file, whole or not at all; one that is there already stays."""
+        if self.path is None or rank() != 0 or self.path.exists():
             return
         tensors = {"pixels": images.pixels.contiguous(), "labels": images.labels.contiguous()}
-        with atomic_path(self.path) as temporary:
-            save_file(tensors, temporary, {FACTS: json.dumps(facts)})
+        content = save(tensors, {FACTS: json.dumps(facts)})  # to memory first: a full disk is then an OSError
+        remove_leftovers(self.path)
+        with atomic_path(self.path, OPTION) as temporary:
+            temporary.write_bytes(content)
 
 
 def facts_of(graph: Graph, spec: ImageSpec, schedule: Distillation, seed: int) -> dict[str, str]:
-    """Everything that images depend on, by the name that a message uses."""
+    """What decides which images are asked for, by the name that a message uses."""
     pixels = dataclasses.replace(schedule, views=0)  # views are taken from the images later
     return {
         "network": digest_of(graph),
         "normalisation": json.dumps([spec.shape, spec.low, spec.high]),
-        "schedule": json.dumps(dataclasses.asdict(pixels)),
+        "preset or method": json.dumps(dataclasses.asdict(pixels)),
         "seed": str(seed),
         "version of PyTorch": torch.__version__,
     }

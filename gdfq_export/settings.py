@@ -13,6 +13,7 @@ from gdfq_export.ranges import Ranges
 
 InputFormat = Literal["float-nchw", "uint8-nhwc"]
 CODE_TEMPERATURE = 20.0
+FEW_STEPS = 500  # of tuning
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,14 @@ class Tuning:
     steps: int
     batch: int = 32
     weight_lr: float = 0.015  # in codes
+    hurried_lr: float = 0.03  # ... where there are few steps
     scale_lr: float = 0.001  # of a scale, relative
     bias_lr: float = 0.003  # in units of the noise that it meets
     shift: int = 2  # pixels that images are moved by
+
+    def weight_rate(self, steps: int) -> float:
+        """The rate of weights for so many steps, which a budget may have cut down."""
+        return self.hurried_lr if steps < FEW_STEPS else self.weight_lr
 
 
 @dataclass(frozen=True)
@@ -178,6 +184,5 @@ def tuning_for(preset: str, shape: tuple[int, ...]) -> Tuning:
     """
     if is_large(shape):
         steps = {"fast": 60, "standard": 400, "paper": 2000}[preset]
-        return Tuning(steps, batch=16, weight_lr=0.003, shift=max(shape[1:]) // 16)
-    rate = 0.03 if preset == "fast" else 0.015
-    return Tuning({"fast": 200, "standard": 1000, "paper": 6000}[preset], weight_lr=rate)
+        return Tuning(steps, batch=16, weight_lr=0.003, hurried_lr=0.003, shift=max(shape[1:]) // 16)
+    return Tuning({"fast": 200, "standard": 1000, "paper": 6000}[preset])

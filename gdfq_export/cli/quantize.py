@@ -223,15 +223,18 @@ def quantize(
         if width is not None and not 2 <= width <= 8:
             raise UsageError(f"{width} bits cannot be had: choose 2 to 8")
 
-    if report is not None and report in (out, *dataclasses.astuple(companions_of(out))):
-        raise UsageError(f"--report {report} is also what another file of the run is called: choose another name")
+    written = [*dataclasses.astuple(companions_of(out))]
+    for option, path in (("--report", report), ("--images", images)):
+        if path is not None and path in written:
+            raise UsageError(f"{option} {path} is also what another file of the run is called: choose another name")
+        written.append(path)
     budgets = _width_budgets(method, size_budget, bitops_budget, weight_bits, dry_run=dry_run)
     if dry_run and resume:
         raise UsageError("--dry-run trains nothing, so there is nothing to --resume: leave one of them out")
 
     if not dry_run:
         check_output(out, force=force or resume)
-        if images is not None:
+        if images is not None and not images.is_file():
             check_output(images, force=True, option="--images")
     if not as_json:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -8,7 +8,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from gdfq_export.distilled import Images, distil_images, fit_to_time, time_a_step
+from gdfq_export.distilled import IMAGES_STAGE, Images, distil_images, fit_to_time, time_a_step
+from gdfq_export.distributed import agreed
 from gdfq_export.end_to_end import tune
 from gdfq_export.graph import Graph
 from gdfq_export.image_store import facts_of
@@ -70,10 +71,13 @@ def make_images(task: Task, teacher: Teacher, stopwatch: Stopwatch) -> Images:
             task.checkpoint.save(PLAN_STAGE, saved)
         schedule = Distillation(**saved)
     facts = facts_of(task.captured, task.image, schedule, settings.seed)
-    made = task.store.load(facts)
+    begun = agreed(task.checkpoint.has(IMAGES_STAGE))  # by the run that is resumed
+    made = None if begun else task.store.load(facts)
     if made is None:
         made = distil_images(teacher, task.image, schedule, settings.seed, task.progress, task.checkpoint)
         task.store.save(made, facts)
+    else:
+        task.checkpoint.save(IMAGES_STAGE, {"pixels": made.pixels, "labels": made.labels})
     return made
 
 

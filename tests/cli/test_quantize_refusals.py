@@ -38,12 +38,17 @@ def test_a_budget_of_widths_that_cannot_be_is_a_usage_error(
 
 @pytest.mark.parametrize(
     ("words", "hint"),
-    [(["--method", "gdfq"], "recon or auto"), (["--method", "auto", "--budget", "9s"], "--preset")],
+    [
+        (["--method", "gdfq"], "recon or auto"),
+        (["--method", "auto", "--budget", "9s"], "--preset"),
+        (["--method", "auto", "--report", "{images}"], "another name"),
+    ],
 )
 def test_a_file_of_images_where_none_fits_is_a_usage_error(
     words: list[str], hint: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, out = str(tmp_path / "images.safetensors"), str(tmp_path / "x.onnx")
+    words = [word.format(images=images) for word in words]
     code, text = fails([*build(folder), *words, "--images", images, "--out", out], capsys)
     assert (code, hint in text) == (2, True), text
     assert not list(tmp_path.iterdir())

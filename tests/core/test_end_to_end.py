@@ -79,7 +79,7 @@ def test_what_is_trained_is_returned_on_the_grid(name: str) -> None:
 
 def test_training_brings_the_logits_closer_to_the_float_ones_of_unseen_images() -> None:
     quantized, x = start("residual", BitWidths(3, 4)), some("residual", 128)
-    schedule = Tuning(steps=150, batch=32, weight_lr=0.003, scale_lr=0.005, shift=0)
+    schedule = Tuning(steps=150, batch=32, hurried_lr=0.003, scale_lr=0.005, shift=0)
     tuned = tune(quantized, exact("residual"), x[:96], schedule, 0, silent)
     wanted = FloatProgram(exact("residual"))(x[96:])
     before, after = (relative_distance(logits(state, x[96:]), wanted) for state in (quantized, tuned))
@@ -115,7 +115,7 @@ def test_the_size_of_a_layers_values_does_not_matter() -> None:
 
     scales = {name: v * 2.0**-12 if name == layer.name else v for name, v in before.weight_scales.items()}
     small = dataclasses.replace(before, graph=scaled(before.graph), weight_scales=scales)
-    schedule = Tuning(steps=20, batch=8, weight_lr=0.1)
+    schedule = Tuning(steps=20, batch=8, hurried_lr=0.1)
     one = tune(before, exact("plain"), x, schedule, 0, silent)
     two = tune(small, scaled(exact("plain")), x, schedule, 0, silent)
     assert torch.equal(codes(one, layer.name), codes(two, layer.name))
@@ -192,3 +192,9 @@ def test_a_run_that_was_killed_ends_with_the_same_values(tmp_path: Path) -> None
     resumed = tune(start("residual"), exact("residual"), x, schedule, 0, silent, checkpoint=checkpoint)
     assert resumed.affines == whole.affines
     assert all(torch.equal(resumed.graph.parameters[k], v) for k, v in whole.graph.parameters.items())
+
+
+def test_weights_move_faster_where_a_budget_leaves_few_steps() -> None:
+    schedule = Tuning(steps=1000, weight_lr=0.01, hurried_lr=0.04)
+    assert schedule.weight_rate(1000) == 0.01
+    assert schedule.weight_rate(100) == 0.04

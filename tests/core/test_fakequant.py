@@ -57,7 +57,8 @@ def test_the_gradient_of_the_scale_is_divided_by_the_root_of_the_count() -> None
 def test_the_gradient_of_the_scale_is_exact_where_most_of_it_cancels(bits: int) -> None:
     """A gradient of one sign behind a ReLU: the codes add up to thousands of times what their rounding does."""
     qmax, size = 2**bits - 1, (8, 16, 32, 32)
-    x = torch.rand(size, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last) - 0.05
+    x = torch.rand(size, generator=torch.Generator().manual_seed(0)) - 0.05
+    x = x.contiguous(memory_format=torch.channels_last)
     step = torch.tensor(1.1 / qmax, requires_grad=True)
     fake_quantize(x, step, 0, 0, qmax, floor=0.0).sum().backward()
     assert step.grad is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from safetensors.torch import save_file
 from stages import captured, folded
 
+from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.distilled import Images
-from gdfq_export.errors import InputFileError
+from gdfq_export.errors import InputFileError, OutputFileError
 from gdfq_export.generator import image_spec
+from gdfq_export.graph import rebuild
 from gdfq_export.image_store import ImageStore, facts_of
 from gdfq_export.methods import Task
 from gdfq_export.methods.recon import make_images
@@ -55,13 +58,14 @@ def test_images_in_a_file_are_not_made_again(tmp_path: Path) -> None:
     path = tmp_path / "images.safetensors"
     first, asked = made(task(path)), task(path)
     facts = facts_of(asked.captured, asked.image, asked.settings.distillation, 0)
+    path.unlink()
     ImageStore(path).save(Images(first.pixels + 1, first.labels), facts)
     assert torch.equal(made(asked).pixels, first.pixels + 1)
 
 
 @pytest.mark.parametrize(
     ("changes", "what"),
-    [({"seed": 1}, "seed"), ({"distillation": dataclasses.replace(FEW, steps=3)}, "schedule")],
+    [({"seed": 1}, "seed"), ({"distillation": dataclasses.replace(FEW, steps=3)}, "preset or method")],
 )
 def test_images_of_another_run_are_refused_by_what_differs(
     changes: dict[str, object], what: str, tmp_path: Path
@@ -78,6 +82,38 @@ def test_images_of_another_network_are_refused(tmp_path: Path) -> None:
     asked.store.save(Images(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)), other)
     with pytest.raises(InputFileError, match="another network"):
         made(asked)
+
+
+def test_the_same_weights_in_another_network_are_another_network() -> None:
+    network = canonicalize(captured("residual"))
+    (first, *_) = network.of("relu")
+    other = rebuild(network, [node.replace(op="hard_swish") if node is first else node for node in network.nodes])
+    spec = image_spec(network.input_shape, HALF, HALF)
+    assert facts_of(network, spec, FEW, 0)["network"] != facts_of(other, spec, FEW, 0)["network"]
+
+
+def test_a_resumed_run_goes_on_with_its_own_images(tmp_path: Path) -> None:
+    asked = task(tmp_path / "images.safetensors")
+    asked = dataclasses.replace(asked, checkpoint=Checkpoint(tmp_path / "x.work"))
+    first = made(asked)
+    (tmp_path / "images.safetensors").unlink()
+    facts = facts_of(asked.captured, asked.image, FEW, 0)
+    asked.store.save(Images(first.pixels + 1, first.labels), facts)
+    assert torch.equal(made(asked).pixels, first.pixels)
+    fresh = dataclasses.replace(asked, checkpoint=Checkpoint(tmp_path / "y.work"))
+    assert torch.equal(made(fresh).pixels, first.pixels + 1)
+    asked.store.path.unlink()  # type: ignore[union-attr]
+    assert torch.equal(made(fresh).pixels, first.pixels + 1)  # what was read is saved too
+
+
+def test_a_full_disk_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fails)
+    with pytest.raises(OutputFileError, match="--images"):
+        made(task(tmp_path / "images.safetensors"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing of the kind"])
