@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,21 @@ def test_verify_works_without_the_companions(folder: Path, tmp_path: Path, capsy
     shutil.copy(folder / "model.onnx", tmp_path / "alone.onnx")
     assert main(["verify", str(tmp_path / "alone.onnx"), "--json", "--samples", "4"]) == 0
     assert json.loads(capsys.readouterr().out)["torch"] is None
+
+
+def test_images_from_a_file_give_the_bytes_that_images_made_anew_give(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "gdfq_export")
+    images = ["--images", str(tmp_path / "images.safetensors")]
+    for name, words in (("none", []), ("made", images), ("read", images)):
+        out = str(tmp_path / f"{name}.onnx")
+        assert main([*build(folder), "--method", "dfq", *words, "--no-companions", "--out", out]) == 0
+    assert [message for message in caplog.messages if "images read from" in message] == [
+        f"images read from {images[1]}"
+    ]
+    assert (tmp_path / "images.safetensors").exists()
+    assert len({(tmp_path / f"{name}.onnx").read_bytes() for name in ("none", "made", "read")}) == 1
 
 
 def test_a_network_that_ends_in_softmax_is_quantized_up_to_its_logits(

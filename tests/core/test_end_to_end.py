@@ -143,7 +143,7 @@ def test_pixels_keep_their_scale() -> None:
 
 
 def test_the_same_seed_learns_the_same_and_another_seed_does_not() -> None:
-    fast = dataclasses.replace(SHORT, weight_lr=0.5)
+    fast = dataclasses.replace(SHORT, hurried_lr=0.5)
     runs = [tune(start("residual"), exact("residual"), some("residual"), fast, seed, silent) for seed in (0, 0, 1)]
     same = [run.graph.parameters for run in runs]
     assert all(torch.equal(same[0][key], same[1][key]) for key in same[0])
@@ -175,7 +175,7 @@ class KilledError(Exception):
 
 
 def test_a_run_that_was_killed_ends_with_the_same_values(tmp_path: Path) -> None:
-    schedule, x = dataclasses.replace(SHORT, steps=8, weight_lr=0.3), some("residual")
+    schedule, x = dataclasses.replace(SHORT, steps=8, hurried_lr=0.3), some("residual")
     whole = tune(start("residual"), exact("residual"), x, schedule, 0, silent)
     checkpoint = Checkpoint(tmp_path / "work")
     checkpoint.is_due = lambda: True  # type: ignore[method-assign]
