@@ -99,4 +99,4 @@ def _tensors_to_leave(model: IntegerModel, node: Node) -> set[str]:
 
 
 def _is_depthwise(model: IntegerModel, node: Node) -> bool:
-    return node.attributes["groups"] == node.shape[0] > 1 and model.layers[node.name].q_weight.shape[1] == 1
+    return bool(node.attributes["groups"] == node.shape[0] > 1) and model.layers[node.name].q_weight.shape[1] == 1
