@@ -20,6 +20,7 @@ from gdfq_export.arithmetic import is_invariant, is_sigmoid_invariant, mean_is_c
 from gdfq_export.errors import UnsupportedModelError
 from gdfq_export.graph import Graph, Node
 from gdfq_export.integer import IntegerModel, PixelInput, QLayer, QTensor, TargetReport
+from gdfq_export.pad_depthwise import pad_depthwise
 from gdfq_export.plan import Plan
 from gdfq_export.pool_as_conv import pool_as_conv, window_of
 from gdfq_export.quantizers import Affine, quantize_weight
@@ -83,7 +84,9 @@ def integer_model_from_quantized(quantized: Quantized, target: Target) -> Intege
 def lower(quantized: Quantized, target: str, without: Collection[str] = ()) -> IntegerModel:
     """The integer model as the file will hold it, for a target and without some passes for speed."""
     model = integer_model_from_quantized(quantized, TARGETS[target])
-    return model if "pool_as_conv" in without else pool_as_conv(model)
+    if "pool_as_conv" not in without:
+        model = pool_as_conv(model)
+    return model if "pad_depthwise" in without else pad_depthwise(model)
 
 
 def with_pixel_input(model: IntegerModel, mean: Sequence[float], std: Sequence[float]) -> IntegerModel:

@@ -15,7 +15,6 @@ from torch import Tensor
 from gdfq_export.allocation import Choice
 from gdfq_export.graph import Graph, Node
 from gdfq_export.losses import distillation_loss
-from gdfq_export.packing import weight_bytes
 from gdfq_export.plan import Plan
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress
@@ -23,11 +22,6 @@ from gdfq_export.quantizers import over_channels, quantize_weight, weight_scales
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 BATCH = 32
-
-
-def bytes_of(graph: Graph, node: Node, bits: int) -> int:
-    """What a layer's weights take in the file."""
-    return weight_bytes(graph.parameters[node.parameters["weight"]].numel(), bits)
 
 
 def bit_operations_of(graph: Graph, plan: Plan, node: Node, bits: int) -> int:

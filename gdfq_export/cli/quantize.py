@@ -27,7 +27,7 @@ TARGET_NAMES = ("portable", "x86-vnni", "x86-avx2", "arm64")
 INPUT_FORMATS = ("float-nchw", "uint8-nhwc")
 RANGE_NAMES = ("mse", "aciq", "kl", "ema", "percentile", "learned")
 READINGS = ("paper", "code")
-SPEED_PASSES = ("find_channel_shuffle", "pad_input", "pool_as_conv", "space_to_depth")
+SPEED_PASSES = ("find_channel_shuffle", "pad_depthwise", "pad_input", "pool_as_conv", "space_to_depth")
 
 
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:

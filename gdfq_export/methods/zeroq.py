@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -23,8 +24,9 @@ from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.recon import make_images, split
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.ops import LAYERS
+from gdfq_export.packing import weight_bytes
 from gdfq_export.plan import with_weight_bits
-from gdfq_export.sensitivity import WIDTHS, Sensitivity, bit_operations_of, bytes_of, measure, widths_worth_asking
+from gdfq_export.sensitivity import WIDTHS, Sensitivity, bit_operations_of, measure, widths_worth_asking
 from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
@@ -54,15 +56,16 @@ def allocate(task: Task, quantized: Quantized, images: Tensor, held_back: Tensor
     by_size = task.settings.size_budget is not None
     budget = task.settings.size_budget if by_size else task.settings.bit_operations_budget
     assert budget is not None  # the caller asked
-    size = FileSize(0, {}, 0)
+    size, counts = FileSize(0, {}, 0), dict[str, int]()
     if by_size:
         widths = {*WIDTHS, *(spec.bits for spec in task.plan.weights.values())}
         integer = lower(quantized, task.settings.target, task.settings.without)
         size = bytes_beside_weights(integer, widths, held_back)
+        counts = {name: layer.q_weight.size for name, layer in integer.layers.items()}
     costs = {}
     for node in task.folded.of(*LAYERS):
         asked = [task.plan.weights[node.name].bits] if _is_fixed(task, node.name) else WIDTHS
-        options = [(bits, _cost(task, node, bits, by_size) + size.each.get(bits, 0)) for bits in asked]
+        options = [(bits, _cost(task, node, bits, counts) + size.each.get(bits, 0)) for bits in asked]
         costs[node.name] = widths_worth_asking(options)
     choices = measure(Sensitivity(task.folded, images, task.settings.device), costs, task.progress)
     front = [
@@ -103,8 +106,11 @@ def _is_fixed(task: Task, layer: str) -> bool:
     return task.settings.bits.first_last is not None and layer in (layers[0], layers[-1])
 
 
-def _cost(task: Task, node: Node, bits: int, by_size: bool) -> int:
-    return bytes_of(task.folded, node, bits) if by_size else bit_operations_of(task.folded, task.plan, node, bits)
+def _cost(task: Task, node: Node, bits: int, counts: Mapping[str, int]) -> int:
+    """Bytes of a layer's weights, `counts` being how many of them the file holds; without these, bit operations."""
+    if counts:
+        return weight_bytes(counts[node.name], bits)
+    return bit_operations_of(task.folded, task.plan, node, bits)
 
 
 def mean_bits(task: Task, chosen: Allocation) -> float:
