@@ -79,7 +79,7 @@ class _Layer(nn.Module):
         self.wide = bool(reach.max() >= EXACT_FLOAT32)
         kind = torch.float64 if self.wide else torch.float32
         self.register_buffer("weight", torch.from_numpy(layer.q_weight.copy()))
-        self.register_buffer("bias", torch.from_numpy(layer.q_bias.copy()))
+        self.register_buffer("bias", torch.from_numpy(layer.q_bias.copy()).to(kind))  # exact, see `reach`
         product = (source.scale * layer.scale).astype(F32)
         scale = product if result is None else (product / result.scale).astype(F32)
         shape = (-1,) if node.op == "linear" else (-1, *[1] * (layer.q_weight.ndim - 2))
@@ -87,11 +87,12 @@ class _Layer(nn.Module):
         self.kind = kind
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Codes of the input -> codes of the output."""
-        x = (codes - self.source.zero_point).to(self.kind)
-        weight, bias = self.get_buffer("weight").to(self.kind), self.get_buffer("bias").to(self.kind)
+        """Codes of the input -> codes of the output; what would change nothing is left out, `torch.export` is slow."""
+        x = codes - self.source.zero_point if self.source.zero_point else codes
+        x = x.to(self.kind) if self.wide else x
+        weight, bias = self.get_buffer("weight").to(self.kind), self.get_buffer("bias")
         accumulator = F.linear(x, weight, bias) if self.node.op == "linear" else convolve(self.node, x, weight, bias)
-        value = accumulator.float() * self.get_buffer("scale")
+        value = (accumulator.float() if self.wide else accumulator) * self.get_buffer("scale")
         if self.result is None:
             return value
         zero = self.result.zero_point
