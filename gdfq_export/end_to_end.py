@@ -142,7 +142,7 @@ def tune(
             measured = True
         if step >= steps:
             break
-        rates[0] = schedule.weight_rate(steps)
+        rates[0] = schedule.weight_rate(steps)  # of the codes, the first group
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * half_cosine(step / steps)
         randomness = randomness_of(seed, step)
