@@ -41,15 +41,15 @@ def quantize(x: Tensor, tensor: QTensor) -> Tensor:
     return torch.clamp(torch.round(x / float(tensor.scale)) + tensor.zero_point, 0, tensor.qmax)
 
 
-def _multiply_add(a: Tensor, b: float, c: Tensor) -> Tensor:
+def _multiply_add(a: Tensor, b: float, c: Tensor | float) -> Tensor:
     """float32(a * b + c) with one rounding: exact in float64, because a is a small integer."""
-    return (a.double() * b + c.double()).float()
+    return (a.double() * b + (c.double() if isinstance(c, Tensor) else c)).float()
 
 
 def _add(a: Tensor, b: Tensor, qa: QTensor, qb: QTensor, qc: QTensor) -> Tensor:
     ra, rb = F32(qa.scale / qc.scale), F32(qb.scale / qc.scale)
     inner = F32(np.float64(ra) * qa.zero_point + np.float64(F32(rb * F32(qb.zero_point))))
-    fixed = torch.tensor(float(F32(F32(qc.zero_point) - inner)))
+    fixed = float(F32(F32(qc.zero_point) - inner))
     total = _multiply_add(a, float(ra), _multiply_add(b, float(rb), fixed))
     return torch.clamp(torch.round(total), 0, qc.qmax)
 
@@ -95,8 +95,10 @@ class _Layer(nn.Module):
         value = (accumulator.float() if self.wide else accumulator) * self.get_buffer("scale")
         if self.result is None:
             return value
+        # Limits are whole numbers, so it is all the same what comes first; these are the same in all layers, whose
+        # clamps `torch.export` then looks up instead of tracing them anew.
         zero = self.result.zero_point
-        return torch.round(torch.clamp(value, -zero, self.result.qmax - zero)) + zero
+        return torch.clamp(torch.round(value) + zero if zero else torch.round(value), 0, self.result.qmax)
 
 
 class IntegerProgram(nn.Module):
