@@ -1,12 +1,16 @@
 """End-to-end tuning: from weights that are rounded well already, the integer network learns as a whole.
 
-    min over q, t, u, b    |Q(x) - F(x)|^2 / |F(x)|^2  +  mean over blocks |Q_k(x) - F_k(x)|^2 / |F_k(x)|^2
+    min over q, t, u, b    |Q(x) - F(x)|^2 / |F(x)|^2  +  g mean over blocks |Q_k(x) - F_k(x)|^2 / |F_k(x)|^2
 
-Q_k and F_k are the outputs of block k of the rounded and of the float network, logits are centred. Everything is
-rounded, with straight-through gradients. What is trained is measured in the units in which it matters, because Adam
-moves every number by about its rate: weights q in codes, w_hat = s e^t clamp(round(q), -qmax, qmax); scales as
-logarithms t and u; biases b in units of the noise that they meet. (Weights in their own units would move those of
-channels with small scales by whole codes at once.) Images are moved and mirrored at random, so that few of them do.
+Q_k and F_k are the outputs of block k of the rounded and of the float network, logits are centred. With enough images
+the blocks guide the first steps and the logits alone decide the last ones (g falls from 1 to 0); where they are few,
+the blocks keep what fits only these images away (g = 1).
+
+Everything is rounded, with straight-through gradients. What is trained is measured in the units in which it matters,
+because Adam moves every number by about its rate: weights q in codes, w_hat = s e^t clamp(round(q), -qmax, qmax);
+scales as logarithms t and u; biases b in units of the noise that they meet. (Weights in their own units would move
+those of channels with small scales by whole codes at once.) Images are moved and mirrored at random, so that few of
+them do.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ from gdfq_export.stopwatch import Stopwatch
 STAGE = "tuning the whole network"
 TUNING_STAGE = "tuning"
 TIMED = 5
+LOST = 3.0  # times the loss at the start: weights moved too fast
 TINY = 1e-30
 
 
@@ -121,7 +126,8 @@ def tune(
 ) -> Quantized:
     """Trains the whole network to return what `exact`, the same network in float, returns.
 
-    With a budget, for as long as is left of it at most. Where the loss is no number any more, nothing was learned.
+    With a budget, for as long as is left of it at most. Where the loss leaps up, it begins again at half the rates;
+    where it is no number any more, nothing was learned.
     """
     stopwatch, checkpoint = stopwatch or Stopwatch(None), checkpoint or Checkpoint()
     program, teacher = TunedProgram(quantized).train(), FloatProgram(exact)
@@ -129,11 +135,13 @@ def tune(
     rates = [group["lr"] for group in optimizer.param_groups]
     points = [name for name in block_outputs(quantized) if name != quantized.graph.output]
     steps, first, measured = schedule.steps, 0, stopwatch.limit == math.inf
+    slower, start = 1.0, math.inf
     saved = checkpoint.load(TUNING_STAGE)
     if saved is not None:
         program.load_state_dict(saved["program"])
         optimizer.load_state_dict(saved["optimizer"])
         steps, first, measured = saved["steps"], saved["done"], saved["measured"]
+        slower, start = saved["slower"], saved["start"]
         stopwatch.at_least(saved["seconds"])
     began = stopwatch.seconds
     for step in range(first, schedule.steps):
@@ -144,26 +152,34 @@ def tune(
             break
         rates[0] = schedule.weight_rate(steps)  # of the codes, the first group
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * half_cosine(step / steps)
+            group["lr"] = slower * rate * half_cosine(step / steps)
         randomness = randomness_of(seed, step)
         chosen = torch.randint(0, len(images), (schedule.batch,), generator=randomness)
-        loss = loss_of(program, teacher, jitter(images[chosen], schedule.shift, randomness), points)
-        if not math.isfinite(float(loss.detach())):
+        batch = jitter(images[chosen], schedule.shift, randomness)
+        loss = loss_of(program, teacher, batch, points, guidance=1.0 - schedule.release * step / steps)
+        value = float(loss.detach())
+        if not math.isfinite(value):
             return quantized
+        start = value if step == 0 else start
+        if value > LOST * start:  # Adam would need hundreds of steps to forget such gradients
+            program = TunedProgram(quantized).train()
+            optimizer = torch.optim.Adam(_groups(program, schedule))
+            slower /= 2
+            continue
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         progress(STAGE, step + 1, steps)
         if checkpoint.is_due():
             states = {"program": program.state_dict(), "optimizer": optimizer.state_dict()}
-            checkpoint.save(
-                TUNING_STAGE,
-                {**states, "steps": steps, "done": step + 1, "measured": measured, "seconds": stopwatch.seconds},
-            )
+            pace = {"slower": slower, "start": start, "measured": measured, "seconds": stopwatch.seconds}
+            checkpoint.save(TUNING_STAGE, {**states, **pace, "steps": steps, "done": step + 1})
     return program.quantized()
 
 
-def loss_of(program: TunedProgram, teacher: FloatProgram, x: Tensor, points: list[str]) -> Tensor:
+def loss_of(
+    program: TunedProgram, teacher: FloatProgram, x: Tensor, points: list[str], guidance: float = 1.0
+) -> Tensor:
     """The relative distance of the logits, and on average that of the blocks' outputs."""
     wanted: dict[str, Tensor] = {}
     found: dict[str, Tensor] = {}
@@ -172,7 +188,7 @@ def loss_of(program: TunedProgram, teacher: FloatProgram, x: Tensor, points: lis
     logits = program(x, _keeping(found, points))
     loss = relative_distance(centred(logits), centred(exact))
     distances = [relative_distance(found[name], wanted[name]) for name in points]
-    return loss + torch.stack(distances).mean() if distances else loss
+    return torch.add(loss, torch.stack(distances).mean(), alpha=guidance) if distances else loss
 
 
 def relative_distance(found: Tensor, wanted: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from small_networks import NETWORKS
 from stages import calibrated, folded, images
 from torch import Tensor
 
+from gdfq_export import end_to_end
 from gdfq_export.block_program import largest_step
 from gdfq_export.checkpoint import Checkpoint
-from gdfq_export.end_to_end import TUNING_STAGE, TunedProgram, block_outputs, loss_of, relative_distance, tune
+from gdfq_export.end_to_end import LOST, TUNING_STAGE, TunedProgram, block_outputs, loss_of, relative_distance, tune
 from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.graph import INPUT, Graph, unshared
 from gdfq_export.lower import Quantized
@@ -198,3 +199,52 @@ def test_weights_move_faster_where_a_budget_leaves_few_steps() -> None:
     schedule = Tuning(steps=1000, weight_lr=0.01, hurried_lr=0.04)
     assert schedule.weight_rate(1000) == 0.01
     assert schedule.weight_rate(100) == 0.04
+
+
+def test_where_the_loss_leaps_up_it_begins_again_at_half_the_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    quantized, moved = start("residual"), []
+
+    def leaping(program: TunedProgram, teacher: FloatProgram, x: Tensor, points: list[str], guidance: float) -> Tensor:
+        moved.append(max(float((codes - first).abs().max()) for codes, first in _codes(program, quantized)))
+        return loss_of(program, teacher, x, points, guidance) * (2 * LOST if len(moved) == 3 else 1.0)
+
+    monkeypatch.setattr(end_to_end, "loss_of", leaping)
+    schedule = Tuning(steps=6, batch=4, shift=1, hurried_lr=0.01)
+    tune(quantized, exact("residual"), some("residual"), schedule, 0, silent)
+    assert moved[2] > 0.01  # two steps of Adam, each of about its rate
+    assert moved[3] == 0.0
+    assert 0.0 < moved[4] < 0.006
+
+
+@pytest.mark.parametrize(("release", "expected"), [(0.0, [1.0] * 4), (1.0, [1.0, 0.75, 0.5, 0.25])])
+def test_the_blocks_let_go_as_the_schedule_says(
+    release: float, expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def recording(
+        program: TunedProgram, teacher: FloatProgram, x: Tensor, points: list[str], guidance: float
+    ) -> Tensor:
+        found.append(guidance)
+        return loss_of(program, teacher, x, points, guidance)
+
+    monkeypatch.setattr(end_to_end, "loss_of", recording)
+    schedule = dataclasses.replace(SHORT, release=release)
+    tune(start("plain"), exact("plain"), some("plain"), schedule, 0, silent)
+    assert found == expected
+
+
+def test_without_guidance_the_logits_alone_count() -> None:
+    quantized, x = start("residual"), some("residual", 4)
+    program, teacher, points = TunedProgram(quantized), FloatProgram(exact("residual")), block_outputs(quantized)
+    with torch.no_grad():
+        alone = loss_of(program, teacher, x, points, guidance=0.0)
+        logits_only = loss_of(program, teacher, x, [])
+        guided = loss_of(program, teacher, x, points)
+    torch.testing.assert_close(alone, logits_only)
+    assert guided > alone
+
+
+def _codes(program: TunedProgram, quantized: Quantized) -> list[tuple[Tensor, Tensor]]:
+    first = TunedProgram(quantized)
+    return [(program.codes[slot].detach(), first.codes[slot].detach()) for slot in program.codes]
