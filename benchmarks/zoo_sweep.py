@@ -178,7 +178,8 @@ Made by `python benchmarks/zoo_sweep.py` and `--table docs/zoo.md` on {platform.
 {versions}, seed {SEED}.
 W8A8, target `portable`, random weights, ranges from {CALIBRATION_IMAGES} random images, {SAMPLES} image and the stored
 vectors compared. Each family's variant is the one with the fewest parameters; the networks of the paper come first.
-"Export" is lowering, emitting and writing; "ratio" is the file against its float file.
+"Export" is lowering, emitting and writing, in seconds that depend on what else the machine did; "ratio" is the file
+against its float file.
 
 Of {count} families, **{exact} ({100 * exact / count:.0f} %) are quantized and verified with no mismatch, and {whole} \
 ({100 * whole / count:.0f} %) have no float operator.**
