@@ -20,7 +20,7 @@ from gdfq_export.synthesis import Teacher
 
 BATCH = 32
 POINTS, CROWDING = 32.0, 0.4  # points of top-1 for an error of 1 with ten classes, and how they grow with the classes
-SPREAD, SLACK = 2.0, 0.3  # bounds of the forecast: a factor either way, and points of chance
+SPREAD, SLACK = 2.0, 0.3  # bounds of the forecast: a factor either way, and points that chance alone takes
 
 
 class LogitError:
@@ -66,12 +66,11 @@ def forecast(error: float, classes: int) -> Forecast:
     """What an error on held-back images means for real ones.
 
     Noise on the logits changes classes in proportion to its amplitude, both ways; what is lost in the end grows with
-    its square, which the error is, and faster where more classes are close to each other. Chance alone takes or gives
-    some points, so that the lower bound may be a gain. The constants were fitted to states of the embedded network on
-    training images; `benchmarks/forecast.py` measures how often they are right.
+    its square, which the error is, and faster where more classes are close to each other. The constants were fitted to
+    states of the embedded network on training images; `benchmarks/forecast.py` measures how often they are right.
     """
     drop = min(POINTS * error * (max(classes, 2) / 10) ** CROWDING, 100.0)
-    return Forecast(drop, drop / SPREAD - SLACK, min(drop * SPREAD + SLACK, 100.0))
+    return Forecast(drop, drop / SPREAD, min(drop * SPREAD + SLACK, 100.0))
 
 
 def centred(logits: Tensor) -> Tensor:
