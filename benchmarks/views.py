@@ -1,12 +1,13 @@
-"""What views of optimised images are worth on photographs: the error of the logits for each number of views.
+"""What views of optimised images, and dead leaves, are worth on photographs: the error of the logits for each number.
 
-    python benchmarks/views.py --photos DIR --model fdmobilenet_wd2 --weights FILE
+    python benchmarks/views.py --photos DIR --model fdmobilenet_wd2 --weights FILE --views 2 --leaves 0 1
 
 DIR holds photographs, without labels and in any folders; they judge, and nothing is fitted to them. For each number of
 views a row has the error (1 - r^2 of the logits, `score.py`) of the network rounded to nearest, with corrected biases,
 rounded by second order and reconstructed: first on the held-back images with their views, which is what `--method auto`
-chooses by, then on the photographs, and how many photographs keep their class. The optimised images are the same in all
-rows.
+chooses by, then on the photographs, and how many photographs keep their class. With `--leaves`, further rows have the
+second order's network tuned as a whole, with so many images of dead leaves for each optimised one. The optimised images
+are the same in all rows.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.lower import TARGETS, Quantized
 from gdfq_export.methods import Task
 from gdfq_export.methods.calibrate import quantize_to_nearest
-from gdfq_export.methods.recon import seen_and_held_back
+from gdfq_export.methods.recon import learn_as_a_whole, seen_and_held_back
 from gdfq_export.models.sources import LoadedModel, load_model
 from gdfq_export.pipeline import prepare
 from gdfq_export.plan import BitWidths
@@ -36,7 +37,8 @@ from gdfq_export.reconstruct import reconstruct
 from gdfq_export.runtime_checks.images import SUFFIXES, Preprocessing, network_input
 from gdfq_export.score import logit_error
 from gdfq_export.second_order import round_by_second_order
-from gdfq_export.settings import Settings, distillation_for, reconstruction_for, schedule_for
+from gdfq_export.settings import Settings, distillation_for, reconstruction_for, schedule_for, tuning_for
+from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
 
@@ -48,12 +50,20 @@ def photographs(folder: Path, loaded: LoadedModel) -> torch.Tensor:
     return torch.from_numpy(np.stack([network_input(path, prepared) for path in paths]))
 
 
-def states(task: Task, images: torch.Tensor) -> Iterator[tuple[str, Quantized]]:
-    """The rungs that use images."""
+def states(task: Task, images: torch.Tensor, leaves: list[float]) -> Iterator[tuple[str, Quantized]]:
+    """The rungs that use images; where leaves are asked for, tuning instead of reconstruction."""
     nearest = quantize_to_nearest(task, torch.split(images, task.settings.reconstruction.batch))
     yield "nearest", nearest
     yield "corrected", correct_by_images(nearest, images)
-    yield "second order", round_by_second_order(nearest, images, TARGETS[task.settings.target])
+    compensated = round_by_second_order(nearest, images, TARGETS[task.settings.target])
+    yield "second order", compensated
+    for share in leaves:
+        tuning = dataclasses.replace(task.settings.tuning, leaves=share)
+        asked = dataclasses.replace(task, settings=dataclasses.replace(task.settings, tuning=tuning))
+        tuned = learn_as_a_whole(asked, compensated, task.folded, images, Stopwatch(None))
+        yield f"tuned, {share:g} leaves an image", tuned
+    if leaves:
+        return
     yield "reconstructed", reconstruct(nearest, images, task.settings.reconstruction, task.settings.seed, silent)
 
 
@@ -74,6 +84,7 @@ def main() -> None:
     parser.add_argument("--bits", default="8x8", help="weights x activations")
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--views", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--leaves", type=float, nargs="*", default=[])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -89,6 +100,7 @@ def main() -> None:
         args.seed,
         distillation=distillation_for(args.preset, loaded.input_size),
         reconstruction=reconstruction_for(args.preset, loaded.input_size),
+        tuning=tuning_for(args.preset, loaded.input_size),
     )
     prepared = prepare(loaded, settings)
     task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, silent)
@@ -103,7 +115,7 @@ def main() -> None:
         asked = dataclasses.replace(settings, distillation=dataclasses.replace(settings.distillation, views=views))
         trial = dataclasses.replace(task, settings=asked)
         seen, held_back = seen_and_held_back(trial, made)
-        for name, state in states(trial, seen):
+        for name, state in states(trial, seen, args.leaves):
             student = FakeQuantProgram(state, learned_steps=False).eval()
             errors = [f"{logit_error(student, teacher, images):.4f}" for images in (held_back, photos)]
             same = 100 * float((classes(student, photos) == wanted).float().mean())

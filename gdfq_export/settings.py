@@ -80,6 +80,7 @@ class Tuning:
     bias_lr: float = 0.003  # in units of the noise that it meets
     shift: int = 2  # pixels that images are moved by
     release: float = 0.0  # share of the blocks' weight in the loss that is gone at the end
+    leaves: float = 0.0  # images of `dead_leaves.py` for each optimised one
 
     def weight_rate(self, steps: int) -> float:
         """The rate of weights for so many steps, which a budget may have cut down."""
@@ -181,10 +182,11 @@ def tuning_for(preset: str, shape: tuple[int, ...]) -> Tuning:
     """How long the whole network is tuned.
 
     With few steps weights must move faster, but not where few images stand for many classes: what fits these images
-    better then fits photographs worse. For the same reason only many images let go of the blocks' outputs.
+    better then fits photographs worse. For the same reason only many images let go of the blocks' outputs, and images
+    of ImageNet's kind are joined by as many of shapes and surfaces.
     """
     if is_large(shape):
         steps = {"fast": 60, "standard": 400, "paper": 2000}[preset]
-        return Tuning(steps, batch=16, weight_lr=0.003, hurried_lr=0.003, shift=max(shape[1:]) // 16)
+        return Tuning(steps, batch=16, weight_lr=0.003, hurried_lr=0.003, shift=max(shape[1:]) // 16, leaves=1.0)
     steps = {"fast": 200, "standard": 1000, "paper": 6000}[preset]
     return Tuning(steps, release=0.0 if preset == "fast" else 1.0)

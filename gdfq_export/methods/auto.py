@@ -5,7 +5,8 @@ corrected      ... and biases that bring each layer's mean back (DFQ)
 equalized      channels of equal range first, then ranges and biases
 second order   each weight makes good what the ones before it cost (`second_order.py`), from the better of the two
                roundings to nearest
-tuned          the network as a whole learns on (`end_to_end.py`); below 8 bits only, where there is something to learn
+tuned          the network as a whole learns on (`end_to_end.py`); at 8 bits only for images of ImageNet's kind, whose
+               networks still have something to learn there
 
 The score (`score.py`) is how far the logits of held-back images are from the float network's; it needs no data. The
 ladder ends when the score is as good as `ENOUGH`, when nothing is left, or when the budget is used up.
@@ -29,6 +30,7 @@ from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.plan import MAX_BITS, Plan
 from gdfq_export.score import error_of
 from gdfq_export.second_order import round_by_second_order
+from gdfq_export.settings import is_large
 from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
@@ -90,9 +92,14 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
     start, exact = (equalized, graph) if even < plain else (nearest, task.folded)
     compensated = round_by_second_order(start, images, TARGETS[settings.target], task.progress)
     ladder.add("second_order", compensated)
-    if ladder.is_good() or stopwatch.is_over() or not is_narrow(task.plan):
+    if ladder.is_good() or stopwatch.is_over() or not worth_tuning(task):
         return
     ladder.add("tuned", learn_as_a_whole(task, compensated, exact, images, stopwatch))
+
+
+def worth_tuning(task: Task) -> bool:
+    """Whether anything is rounded to less than 8 bits, or the network is of a kind that loses something at 8."""
+    return is_narrow(task.plan) or is_large(task.image.shape)
 
 
 def is_narrow(plan: Plan) -> bool:

@@ -8,6 +8,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from gdfq_export.dead_leaves import dead_leaves
 from gdfq_export.distilled import IMAGES_STAGE, Images, distil_images, fit_to_time, time_a_step
 from gdfq_export.distributed import agreed
 from gdfq_export.end_to_end import tune
@@ -55,6 +56,9 @@ def learn_blocks(task: Task, start: Quantized, images: Tensor, stopwatch: Stopwa
 def learn_as_a_whole(task: Task, start: Quantized, exact: Graph, images: Tensor, stopwatch: Stopwatch) -> Quantized:
     """End-to-end tuning towards the float network `exact`, with what is left of the budget."""
     settings = task.settings
+    leaves = round(settings.tuning.leaves * len(images))
+    if leaves:
+        images = torch.cat([images, dead_leaves(task.image, leaves, settings.seed)])
     return tune(start, exact, images, settings.tuning, settings.seed, task.progress, stopwatch, task.checkpoint)
 
 

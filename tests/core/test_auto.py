@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+
 import pytest
+import torch
 from stages import calibrated, captured, folded, images
 
 from gdfq_export.checkpoint import Checkpoint
+from gdfq_export.dead_leaves import dead_leaves
 from gdfq_export.generator import ImageSpec
 from gdfq_export.lower import Quantized
 from gdfq_export.methods.auto import ENOUGH, Ladder, climb
+from gdfq_export.methods.recon import learn_as_a_whole
 from gdfq_export.methods.task import Task
 from gdfq_export.plan import BitWidths, make_plan
 from gdfq_export.progress import silent
@@ -19,14 +25,14 @@ W4A4 = BitWidths(4, 4)
 RUNGS = ["nearest", "corrected", "equalized", "second_order", "tuned"]
 
 
-def task(bits: BitWidths = W4A4) -> Task:
+def task(bits: BitWidths = W4A4, side: int = 8) -> Task:
     settings = Settings(
         *("auto", bits, schedule_for("fast", (3, 8, 8)), "mse", "portable", 0),
         reconstruction=Reconstruction(2, batch=4),  # whose batch is that of all passes over the images
         tuning=Tuning(2, batch=4),
     )
     graph = folded("residual")
-    spec = ImageSpec((3, 8, 8), (-2.0,) * 3, (2.0,) * 3)
+    spec = ImageSpec((3, side, side), (-2.0,) * 3, (2.0,) * 3)
     return Task(captured("residual"), graph, make_plan(graph, bits, (-2.0, 2.0)), spec, settings, silent, Checkpoint())
 
 
@@ -63,10 +69,27 @@ def test_the_ladder_ends_when_a_state_is_good_enough(scores: list[float], rungs:
 
 
 @pytest.mark.parametrize(("bits", "rungs"), [(BitWidths(8, 8), 4), (BitWidths(8, 7), 5), (BitWidths(7, 8), 5)])
-def test_the_network_is_tuned_only_below_8_bits(bits: BitWidths, rungs: int) -> None:
+def test_a_network_for_small_images_is_tuned_only_below_8_bits(bits: BitWidths, rungs: int) -> None:
     ladder = scoring([1.0] * 6)
     climb(task(bits), ladder, images(count=8), Stopwatch(None))
     assert list(ladder.scores) == RUNGS[:rungs]
+
+
+def test_a_network_for_large_images_is_tuned_at_8_bits_too() -> None:
+    ladder = scoring([1.0] * 6)
+    climb(task(BitWidths(8, 8), side=96), ladder, images(count=8), Stopwatch(None))
+    assert list(ladder.scores) == RUNGS
+
+
+@pytest.mark.parametrize(("share", "leaves"), [(0.0, 0), (0.5, 4), (2.0, 16)])
+def test_tuning_sees_dead_leaves_beside_the_images(monkeypatch: pytest.MonkeyPatch, share: float, leaves: int) -> None:
+    asked, given = task(), images(count=8)
+    asked = dataclasses.replace(asked, settings=dataclasses.replace(asked.settings, tuning=Tuning(2, leaves=share)))
+    start, seen = calibrated(asked.folded, W4A4), []
+    module = importlib.import_module("gdfq_export.methods.recon")  # the package has a function of this name
+    monkeypatch.setattr(module, "tune", lambda start, exact, images, *rest: seen.append(images) or start)
+    assert learn_as_a_whole(asked, start, asked.folded, given, Stopwatch(None)) is start
+    assert torch.equal(seen[0], torch.cat([given, dead_leaves(asked.image, leaves, 0)]) if leaves else given)
 
 
 def test_without_time_left_the_cheap_rungs_remain() -> None:
