@@ -4,10 +4,10 @@
 
 DIR holds photographs, without labels and in any folders; they judge, and nothing is fitted to them. For each number of
 views a row has the error (1 - r^2 of the logits, `score.py`) of the network rounded to nearest, with corrected biases,
-rounded by second order and reconstructed: first on the held-back images with their views, which is what `--method auto`
-chooses by, then on the photographs, and how many photographs keep their class. With `--leaves`, further rows have the
-second order's network tuned as a whole, with so many images of dead leaves for each optimised one. The optimised images
-are the same in all rows.
+rounded by second order and reconstructed: first on the held-back images with their views and on dead leaves, which is
+what `--method auto` chooses by, then on the photographs, and how many photographs keep their class. With `--leaves`,
+further rows have the second order's network tuned as a whole, with so many images of dead leaves for each optimised
+one. The optimised images are the same in all rows.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from gdfq_export.reconstruct import reconstruct
 from gdfq_export.score import error_of
 from gdfq_export.settings import Distillation
 from gdfq_export.stopwatch import Stopwatch
-from gdfq_export.synthesis import Teacher
+from gdfq_export.synthesis import HELD_BACK_SEED, Teacher
 from gdfq_export.views import with_views
 
 HELD_BACK = 8  # one image of so many is fitted to by nothing
@@ -86,9 +86,13 @@ def make_images(task: Task, teacher: Teacher, stopwatch: Stopwatch) -> Images:
 
 
 def seen_and_held_back(task: Task, made: Images) -> tuple[Tensor, Tensor]:
-    """What is fitted to and what judges it, each with its views."""
-    views, seeds = task.settings.distillation.views, (2 * task.settings.seed, 2 * task.settings.seed + 1)
+    """What is fitted to and what judges it, each with its views; where tuning sees dead leaves, others judge too."""
+    settings = task.settings
+    views, seeds = settings.distillation.views, (2 * settings.seed, 2 * settings.seed + 1)
     seen, held_back = (with_views(part, task.image, views, seed) for part, seed in zip(split(made), seeds, strict=True))
+    leaves = round(settings.tuning.leaves * len(held_back))
+    if leaves:
+        held_back = torch.cat([held_back, dead_leaves(task.image, leaves, settings.seed + HELD_BACK_SEED)])
     return seen, held_back
 
 

@@ -11,10 +11,11 @@ from stages import calibrated, captured, folded, images
 
 from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.dead_leaves import dead_leaves
+from gdfq_export.distilled import Images
 from gdfq_export.generator import ImageSpec
 from gdfq_export.lower import Quantized
 from gdfq_export.methods.auto import ENOUGH, Ladder, climb
-from gdfq_export.methods.recon import learn_as_a_whole
+from gdfq_export.methods.recon import learn_as_a_whole, seen_and_held_back
 from gdfq_export.methods.task import Task
 from gdfq_export.plan import BitWidths, make_plan
 from gdfq_export.progress import silent
@@ -90,6 +91,18 @@ def test_tuning_sees_dead_leaves_beside_the_images(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "tune", lambda start, exact, images, *rest: seen.append(images) or start)
     assert learn_as_a_whole(asked, start, asked.folded, given, Stopwatch(None)) is start
     assert torch.equal(seen[0], torch.cat([given, dead_leaves(asked.image, leaves, 0)]) if leaves else given)
+
+
+@pytest.mark.parametrize(("share", "leaves"), [(0.0, 0), (1.0, 2)])
+def test_other_dead_leaves_judge_beside_the_images(share: float, leaves: int) -> None:
+    asked = task()
+    asked = dataclasses.replace(asked, settings=dataclasses.replace(asked.settings, tuning=Tuning(2, leaves=share)))
+    made = Images(images(count=16), torch.zeros(16))
+    seen, held_back = seen_and_held_back(asked, made)
+    assert torch.equal(seen, torch.cat([made.pixels[:7], made.pixels[8:15]]))
+    assert torch.equal(held_back[:2], made.pixels[7::8])
+    assert len(held_back) == 2 + leaves
+    assert not leaves or not torch.equal(held_back[2:], dead_leaves(asked.image, leaves, 0))  # none that tuning sees
 
 
 def test_without_time_left_the_cheap_rungs_remain() -> None:
