@@ -26,7 +26,7 @@ from gdfq_export.image_store import ImageStore
 from gdfq_export.lower import Quantized
 from gdfq_export.methods import Task
 from gdfq_export.methods.auto import Ladder, climb
-from gdfq_export.methods.recon import make_images, seen_and_held_back
+from gdfq_export.methods.recon import judges, make_images, seen_and_held_back
 from gdfq_export.models.sources import LoadedModel, load_model
 from gdfq_export.pipeline import prepare
 from gdfq_export.plan import BitWidths
@@ -91,7 +91,8 @@ def climb_and_measure(
     torch.manual_seed(seed)
     teacher = Teacher(task.captured, "cpu")
     images, held_back = seen_and_held_back(task, make_images(task, teacher, Stopwatch(None)))
-    ladder = Ladder(lambda state: error_of(state, teacher, held_back))
+    judging = judges(task, held_back)
+    ladder = Ladder(lambda state: error_of(state, teacher, judging))
     kept: list[tuple[str, Quantized]] = []
     add = ladder.add
 

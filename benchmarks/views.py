@@ -28,7 +28,7 @@ from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.lower import TARGETS, Quantized
 from gdfq_export.methods import Task
 from gdfq_export.methods.calibrate import quantize_to_nearest
-from gdfq_export.methods.recon import learn_as_a_whole, seen_and_held_back
+from gdfq_export.methods.recon import judges, learn_as_a_whole, seen_and_held_back
 from gdfq_export.models.sources import LoadedModel, load_model
 from gdfq_export.pipeline import prepare
 from gdfq_export.plan import BitWidths
@@ -62,9 +62,8 @@ def states(task: Task, images: torch.Tensor, leaves: list[float]) -> Iterator[tu
         asked = dataclasses.replace(task, settings=dataclasses.replace(task.settings, tuning=tuning))
         tuned = learn_as_a_whole(asked, compensated, task.folded, images, Stopwatch(None))
         yield f"tuned, {share:g} leaves an image", tuned
-    if leaves:
-        return
-    yield "reconstructed", reconstruct(nearest, images, task.settings.reconstruction, task.settings.seed, silent)
+    if not leaves:
+        yield "reconstructed", reconstruct(nearest, images, task.settings.reconstruction, task.settings.seed, silent)
 
 
 @torch.no_grad()
@@ -115,9 +114,10 @@ def main() -> None:
         asked = dataclasses.replace(settings, distillation=dataclasses.replace(settings.distillation, views=views))
         trial = dataclasses.replace(task, settings=asked)
         seen, held_back = seen_and_held_back(trial, made)
+        judging = judges(trial, held_back)
         for name, state in states(trial, seen, args.leaves):
             student = FakeQuantProgram(state, learned_steps=False).eval()
-            errors = [f"{logit_error(student, teacher, images):.4f}" for images in (held_back, photos)]
+            errors = [f"{logit_error(student, teacher, images):.4f}" for images in (judging, photos)]
             same = 100 * float((classes(student, photos) == wanted).float().mean())
             print(f"| {views} | {name} | {' | '.join(errors)} | {same:.1f} % |", flush=True)
 

@@ -39,6 +39,12 @@ def dead_leaves(spec: ImageSpec, count: int, seed: int) -> Tensor:
     return low + (high - low) * images
 
 
+def with_leaves(images: Tensor, spec: ImageSpec, share: float, seed: int) -> Tensor:
+    """The images, and behind them `share` times as many of dead leaves."""
+    count = round(share * len(images))
+    return torch.cat([images, dead_leaves(spec, count, seed)]) if count else images
+
+
 @dataclass(frozen=True, eq=False)
 class _Window:
     """The part of an image that a shape can reach, with positions relative to the shape's middle."""

@@ -8,8 +8,8 @@ second order   each weight makes good what the ones before it cost (`second_orde
 tuned          the network as a whole learns on (`end_to_end.py`); at 8 bits only for images of ImageNet's kind, whose
                networks still have something to learn there
 
-The score (`score.py`) is how far the logits of held-back images are from the float network's; it needs no data. The
-ladder ends when the score is as good as `ENOUGH`, when nothing is left, or when the budget is used up.
+The score (`score.py`) is how far the logits are from the float network's on images that nothing is fitted to; it needs
+no data. The ladder ends when the score is as good as `ENOUGH`, when nothing is left, or when the budget is used up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gdfq_export.distributed import agreed
 from gdfq_export.lower import TARGETS, Quantized
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.dfq import equalized_network
-from gdfq_export.methods.recon import learn_as_a_whole, make_images, seen_and_held_back
+from gdfq_export.methods.recon import judges, learn_as_a_whole, make_images, seen_and_held_back
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.plan import MAX_BITS, Plan
 from gdfq_export.score import error_of
@@ -44,7 +44,8 @@ def auto(task: Task) -> Outcome:
     teacher = Teacher(task.captured, settings.device)
     made = make_images(task, teacher, stopwatch)
     images, held_back = seen_and_held_back(task, made)
-    ladder = Ladder(lambda state: error_of(state, teacher, held_back))
+    judging = judges(task, held_back)
+    ladder = Ladder(lambda state: error_of(state, teacher, judging))
     climb(task, ladder, images, stopwatch)
     assert ladder.best is not None
     figures = {"images": len(made.pixels), **{f"error_{k}": v for k, v in ladder.scores.items()}}

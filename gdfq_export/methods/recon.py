@@ -8,7 +8,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from gdfq_export.dead_leaves import dead_leaves
+from gdfq_export.dead_leaves import with_leaves
 from gdfq_export.distilled import IMAGES_STAGE, Images, distil_images, fit_to_time, time_a_step
 from gdfq_export.distributed import agreed
 from gdfq_export.end_to_end import tune
@@ -41,7 +41,8 @@ def recon(task: Task) -> Outcome:
     reconstructed = learn_blocks(task, calibrated, images, stopwatch)
     tuned = learn_as_a_whole(task, reconstructed, task.folded, images, stopwatch)
     states = {"calibrated": calibrated, "reconstructed": reconstructed, "tuned": tuned}
-    errors = {name: error_of(state, teacher, held_back) for name, state in states.items()}
+    judging = judges(task, held_back)
+    errors = {name: error_of(state, teacher, judging) for name, state in states.items()}
     figures = {"images": len(made.pixels), **{f"error_{name}": error for name, error in errors.items()}}
     return Outcome(states[min(errors, key=errors.__getitem__)], held_back, figures)
 
@@ -56,9 +57,7 @@ def learn_blocks(task: Task, start: Quantized, images: Tensor, stopwatch: Stopwa
 def learn_as_a_whole(task: Task, start: Quantized, exact: Graph, images: Tensor, stopwatch: Stopwatch) -> Quantized:
     """End-to-end tuning towards the float network `exact`, with what is left of the budget."""
     settings = task.settings
-    leaves = round(settings.tuning.leaves * len(images))
-    if leaves:
-        images = torch.cat([images, dead_leaves(task.image, leaves, settings.seed)])
+    images = with_leaves(images, task.image, settings.tuning.leaves, settings.seed)
     return tune(start, exact, images, settings.tuning, settings.seed, task.progress, stopwatch, task.checkpoint)
 
 
@@ -86,14 +85,18 @@ def make_images(task: Task, teacher: Teacher, stopwatch: Stopwatch) -> Images:
 
 
 def seen_and_held_back(task: Task, made: Images) -> tuple[Tensor, Tensor]:
-    """What is fitted to and what judges it, each with its views; where tuning sees dead leaves, others judge too."""
-    settings = task.settings
-    views, seeds = settings.distillation.views, (2 * settings.seed, 2 * settings.seed + 1)
+    """What is fitted to and what judges it, each with its views."""
+    views, seeds = task.settings.distillation.views, (2 * task.settings.seed, 2 * task.settings.seed + 1)
     seen, held_back = (with_views(part, task.image, views, seed) for part, seed in zip(split(made), seeds, strict=True))
-    leaves = round(settings.tuning.leaves * len(held_back))
-    if leaves:
-        held_back = torch.cat([held_back, dead_leaves(task.image, leaves, settings.seed + HELD_BACK_SEED)])
     return seen, held_back
+
+
+def judges(task: Task, held_back: Tensor) -> Tensor:
+    """What chooses between states: where tuning sees dead leaves, others of them beside the held-back images.
+
+    Those alone prefer what learned nothing but their likes. The forecast was fitted to them alone, and stays theirs.
+    """
+    return with_leaves(held_back, task.image, task.settings.tuning.leaves, task.settings.seed + HELD_BACK_SEED)
 
 
 def split(made: Images) -> tuple[Tensor, Tensor]:

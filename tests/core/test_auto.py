@@ -15,7 +15,7 @@ from gdfq_export.distilled import Images
 from gdfq_export.generator import ImageSpec
 from gdfq_export.lower import Quantized
 from gdfq_export.methods.auto import ENOUGH, Ladder, climb
-from gdfq_export.methods.recon import learn_as_a_whole, seen_and_held_back
+from gdfq_export.methods.recon import judges, learn_as_a_whole, seen_and_held_back
 from gdfq_export.methods.task import Task
 from gdfq_export.plan import BitWidths, make_plan
 from gdfq_export.progress import silent
@@ -100,9 +100,11 @@ def test_other_dead_leaves_judge_beside_the_images(share: float, leaves: int) ->
     made = Images(images(count=16), torch.zeros(16))
     seen, held_back = seen_and_held_back(asked, made)
     assert torch.equal(seen, torch.cat([made.pixels[:7], made.pixels[8:15]]))
-    assert torch.equal(held_back[:2], made.pixels[7::8])
-    assert len(held_back) == 2 + leaves
-    assert not leaves or not torch.equal(held_back[2:], dead_leaves(asked.image, leaves, 0))  # none that tuning sees
+    assert torch.equal(held_back, made.pixels[7::8])  # what agreement and forecast are measured on
+    judging = judges(asked, held_back)
+    assert torch.equal(judging[:2], held_back)
+    assert len(judging) == 2 + leaves
+    assert not leaves or not torch.equal(judging[2:], dead_leaves(asked.image, leaves, 0))  # none that tuning sees
 
 
 def test_without_time_left_the_cheap_rungs_remain() -> None:
