@@ -34,7 +34,7 @@ from gdfq_export.program import FloatProgram
 from gdfq_export.progress import silent
 from gdfq_export.runtime_checks.images import Preprocessing, list_images, network_input
 from gdfq_export.score import error_of, forecast
-from gdfq_export.settings import Settings, distillation_for, reconstruction_for, schedule_for, tuning_for
+from gdfq_export.settings import Settings, distillation_for, reconstruction_for, schedule_for, tuning_for, weighing_for
 from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
@@ -85,6 +85,7 @@ def climb_and_measure(
         distillation=distillation_for(preset, shape),
         reconstruction=reconstruction_for(preset, shape),
         tuning=tuning_for(preset, shape),
+        weighing=weighing_for(preset, shape),
     )
     prepared = prepare(loaded, settings)
     task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, silent, store=store)

@@ -37,7 +37,7 @@ from gdfq_export.reconstruct import reconstruct
 from gdfq_export.runtime_checks.images import SUFFIXES, Preprocessing, network_input
 from gdfq_export.score import logit_error
 from gdfq_export.second_order import round_by_second_order
-from gdfq_export.settings import Settings, distillation_for, reconstruction_for, schedule_for, tuning_for
+from gdfq_export.settings import Settings, distillation_for, reconstruction_for, schedule_for, tuning_for, weighing_for
 from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
@@ -100,6 +100,7 @@ def main() -> None:
         distillation=distillation_for(args.preset, loaded.input_size),
         reconstruction=reconstruction_for(args.preset, loaded.input_size),
         tuning=tuning_for(args.preset, loaded.input_size),
+        weighing=weighing_for(args.preset, loaded.input_size),
     )
     prepared = prepare(loaded, settings)
     task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, silent)

@@ -102,6 +102,7 @@ class Settings:
     distillation: Distillation = Distillation(images=256, batch=256, steps=100)
     reconstruction: Reconstruction = Reconstruction(steps=300)
     tuning: Tuning = Tuning(steps=400)
+    weighing: int = 0  # images on which each rounding is weighed alone, see `separate_errors.py`
     size_budget: int | None = None  # bytes of the file; the widths of weights follow
     bit_operations_budget: int | None = None
     allow_float: str | None = None  # regular expression: which operations may stay float
@@ -190,3 +191,8 @@ def tuning_for(preset: str, shape: tuple[int, ...]) -> Tuning:
         return Tuning(steps, batch=16, weight_lr=0.003, hurried_lr=0.003, shift=max(shape[1:]) // 16, leaves=1.0)
     steps = {"fast": 200, "standard": 1000, "paper": 6000}[preset]
     return Tuning(steps, release=0.0 if preset == "fast" else 1.0)
+
+
+def weighing_for(preset: str, shape: tuple[int, ...]) -> int:
+    """On how many images each rounding is weighed alone: networks for small images learn their ranges in training."""
+    return {"fast": 8, "standard": 16, "paper": 32}[preset] if is_large(shape) else 0

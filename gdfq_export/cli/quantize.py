@@ -258,6 +258,7 @@ def quantize(
         reconstruction_for,
         schedule_for,
         tuning_for,
+        weighing_for,
         with_budget,
         with_reading,
     )
@@ -301,6 +302,7 @@ def quantize(
         distillation=distillation_for(longest, loaded.input_size),
         reconstruction=reconstruction_for(longest, loaded.input_size),
         tuning=tuning_for(longest, loaded.input_size),
+        weighing=weighing_for(longest, loaded.input_size),
         size_budget=budgets[0],
         bit_operations_budget=budgets[1],
         allow_float=allow_float,

@@ -3,8 +3,10 @@
 nearest        ranges from optimised images, weights rounded to nearest
 corrected      ... and biases that bring each layer's mean back (DFQ)
 equalized      channels of equal range first, then ranges and biases
-second order   each weight makes good what the ones before it cost (`second_order.py`), from the better of the two
-               roundings to nearest
+fitted         channels of equal range only where the answers gain by it, ranges as the answers want them, then biases
+               (`separate_errors.py`); for images of ImageNet's kind
+second order   each weight makes good what the ones before it cost (`second_order.py`), from the best of the roundings
+               to nearest
 tuned          the network as a whole learns on (`end_to_end.py`); at 8 bits only for images of ImageNet's kind, whose
                networks still have something to learn there
 
@@ -21,20 +23,27 @@ import torch
 from torch import Tensor
 
 from gdfq_export.bias_correction import correct_by_images
+from gdfq_export.dead_leaves import with_leaves
 from gdfq_export.distributed import agreed
+from gdfq_export.graph import Graph
 from gdfq_export.lower import TARGETS, Quantized
-from gdfq_export.methods.calibrate import quantize_to_nearest
+from gdfq_export.methods.calibrate import quantize_to_nearest, round_to_nearest
 from gdfq_export.methods.dfq import equalized_network
 from gdfq_export.methods.recon import judges, learn_as_a_whole, make_images, seen_and_held_back
 from gdfq_export.methods.task import Outcome, Task
+from gdfq_export.moments import batch_norm_outputs
+from gdfq_export.passes.equalize import find_pairs
 from gdfq_export.plan import MAX_BITS, Plan
 from gdfq_export.score import error_of
 from gdfq_export.second_order import round_by_second_order
+from gdfq_export.separate_errors import fit_ranges, pairs_worth_scaling, values_in
 from gdfq_export.settings import is_large
 from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
 ENOUGH = 5e-4  # of the logits' variance: what W8A8 usually reaches
+MOST_VALUES = 1 << 27  # of all tensors over the images on which roundings are weighed
+WEIGHING_SEED = 2_000_003  # apart from the seeds of other dead leaves
 
 
 def auto(task: Task) -> Outcome:
@@ -91,11 +100,36 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
     if ladder.is_good() or stopwatch.is_over():
         return
     start, exact = (equalized, graph) if even < plain else (nearest, task.folded)
+    if settings.weighing:
+        fitted, chosen = fit(task, nearest, equalized, images)
+        if ladder.add("fitted", correct_by_images(fitted, images)) <= min(ladder.scores.values()):
+            start, exact = fitted, chosen
+        if ladder.is_good() or stopwatch.is_over():
+            return
     compensated = round_by_second_order(start, images, TARGETS[settings.target], task.progress)
     ladder.add("second_order", compensated)
     if ladder.is_good() or stopwatch.is_over() or not worth_tuning(task):
         return
     ladder.add("tuned", learn_as_a_whole(task, compensated, exact, images, stopwatch))
+
+
+def fit(task: Task, plain: Quantized, scaled: Quantized, images: Tensor) -> tuple[Quantized, Graph]:
+    """Channels scaled pair by pair and ranges tensor by tensor, as the answers want it; and that network in float."""
+    settings = task.settings
+    few = max(min(settings.weighing, MOST_VALUES // values_in(task.folded), len(images)), 1)
+    strided = images[:: len(images) // few][:few]
+    weighed = with_leaves(strided, task.image, settings.tuning.leaves, settings.seed + WEIGHING_SEED)
+    stated = batch_norm_outputs(task.captured, task.folded)
+    pairs = [pair for pair in find_pairs(task.folded) if pair.first in stated]
+    worth = pairs_worth_scaling(plain, scaled, pairs, weighed, task.progress)
+    graph, _ = equalized_network(task, absorb=False, only={pair.first for pair in worth})
+    moved = {name for pair in worth for name in (pair.first, *pair.path)}
+    affines = {
+        group: (scaled if any(spec.name in moved for spec in specs) else plain).affines[group]
+        for group, specs in task.plan.groups().items()
+    }
+    nearest = round_to_nearest(dataclasses.replace(task, folded=graph), affines)
+    return fit_ranges(nearest, weighed, task.progress), graph
 
 
 def worth_tuning(task: Task) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from gdfq_export.lower import TARGETS, Quantized
 from gdfq_export.methods.supply import Generated
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.program import FloatProgram
-from gdfq_export.quantizers import weight_scales
+from gdfq_export.quantizers import Affine, weight_scales
 from gdfq_export.ranges import affines_from_ranges, observe
 from gdfq_export.real_images import ImageSource, read_batches, split
 from gdfq_export.stopwatch import Stopwatch
@@ -42,9 +42,14 @@ def quantize_to_nearest(task: Task, images: Sequence[Tensor]) -> Quantized:
     task.progress("finding ranges", 0, 1)
     ranges = observe(program, task.plan, images, method=settings.ranges)
     task.progress("finding ranges", 1, 1)
+    return round_to_nearest(task, affines_from_ranges(task.plan, ranges))
+
+
+def round_to_nearest(task: Task, affines: Mapping[str, Affine]) -> Quantized:
+    """Weights on the finest grid that holds them, activations on the given ones."""
     scales = {
         layer: weight_scales(task.folded.parameters[task.folded[layer].parameters["weight"]], spec.qmax)
         for layer, spec in task.plan.weights.items()
     }
-    nearest = Quantized(task.folded, task.plan, affines_from_ranges(task.plan, ranges), scales)
-    return fit_to_target(nearest, TARGETS[settings.target])
+    nearest = Quantized(task.folded, task.plan, affines, scales)
+    return fit_to_target(nearest, TARGETS[task.settings.target])

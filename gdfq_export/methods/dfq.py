@@ -7,6 +7,7 @@ which correction (none, analytic, empirical) agrees best with the float network.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 import torch
 
@@ -50,14 +51,19 @@ def dfq(task: Task) -> Outcome:
     return Outcome(candidates[best], held_back.cpu(), figures)
 
 
-def equalized_network(task: Task, *, absorb: bool = True) -> tuple[Graph, dict[str, Moments]]:
+def equalized_network(
+    task: Task, *, absorb: bool = True, only: Collection[str] | None = None
+) -> tuple[Graph, dict[str, Moments]]:
     """The folded network with equal ranges and small biases, and the moments that batch norm states for it.
+
+    With `only`, of the pairs that these layers begin.
 
     Deviation: channels are equalized by their activations, not by the weights that make them, because our weights
     have a scale for each output channel.
     """
     stated = batch_norm_outputs(task.captured, task.folded)
-    equalized = equalize(task.folded, stated, {name: peak(m, SPAN) for name, m in stated.items()})
+    spans = {name: peak(m, SPAN) for name, m in stated.items() if only is None or name in only}
+    equalized = equalize(task.folded, stated, spans)
     stated = divided(stated, equalized.factors)
     if not absorb:
         return equalized.graph, stated

@@ -78,9 +78,8 @@ def _step(graph: Graph, node: Node, found: Mapping[str, Tensor]) -> Tensor | Non
     before = len(inputs[0])
     if node.op in JOINING:
         return inputs[0] if same and not others else None
-    if node.op == "mul":
-        constant = len(others) == 1 and graph[others[0]].op == "constant"
-        return inputs[0] if constant and node.shape[0] == before else None
+    if node.op == "mul":  # by a constant or a gate, whatever that is
+        return inputs[0] if len(others) == 1 and node.shape[0] == before else None
     if others:
         return None
     if node.op == "channel_shuffle":

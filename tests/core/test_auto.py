@@ -14,10 +14,13 @@ from gdfq_export.dead_leaves import dead_leaves
 from gdfq_export.distilled import Images
 from gdfq_export.generator import ImageSpec
 from gdfq_export.lower import Quantized
-from gdfq_export.methods.auto import ENOUGH, Ladder, climb
+from gdfq_export.methods.auto import ENOUGH, Ladder, climb, fit
+from gdfq_export.methods.calibrate import quantize_to_nearest
+from gdfq_export.methods.dfq import equalized_network
 from gdfq_export.methods.recon import judges, learn_as_a_whole, seen_and_held_back
 from gdfq_export.methods.task import Task
-from gdfq_export.plan import BitWidths, make_plan
+from gdfq_export.plan import BitWidths, holds_pixels, make_plan
+from gdfq_export.program import FloatProgram
 from gdfq_export.progress import silent
 from gdfq_export.settings import Reconstruction, Settings, Tuning, schedule_for
 from gdfq_export.stopwatch import Stopwatch
@@ -80,6 +83,46 @@ def test_a_network_for_large_images_is_tuned_at_8_bits_too() -> None:
     ladder = scoring([1.0] * 6)
     climb(task(BitWidths(8, 8), side=96), ladder, images(count=8), Stopwatch(None))
     assert list(ladder.scores) == RUNGS
+
+
+def weighing(asked: Task, count: int) -> Task:
+    return dataclasses.replace(asked, settings=dataclasses.replace(asked.settings, weighing=count))
+
+
+@pytest.mark.parametrize(
+    ("scores", "rungs"), [([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4], 6), ([1.0, 0.9, 0.8, 0.7, ENOUGH / 2], 4)]
+)
+def test_where_roundings_are_weighed_there_is_a_rung_more(scores: list[float], rungs: int) -> None:
+    ladder = scoring(scores)
+    climb(weighing(task(), 4), ladder, images(count=8), Stopwatch(None))
+    assert list(ladder.scores) == [*RUNGS[:3], "fitted", *RUNGS[3:]][:rungs]
+
+
+@pytest.mark.parametrize(("fitted", "taken"), [(0.1, True), (2.0, False)])
+def test_second_order_rounding_starts_from_the_best_state(
+    monkeypatch: pytest.MonkeyPatch, fitted: float, taken: bool
+) -> None:
+    module, given = importlib.import_module("gdfq_export.methods.auto"), []
+    kept: list[Quantized] = []
+    monkeypatch.setattr(module, "fit", lambda *rest: kept.append(fit(*rest)[0]) or (kept[0], rest[0].folded))
+    monkeypatch.setattr(module, "round_by_second_order", lambda state, *rest: given.append(state) or state)
+    climb(weighing(task(), 4), scoring([1.0, 0.9, 0.8, 0.7, fitted, 0.6, 0.5]), images(count=8), Stopwatch(None))
+    assert (given[0] is kept[0]) is taken
+
+
+@pytest.mark.parametrize("count", [1, 4, 100])
+def test_fitting_scales_pairs_and_ranges_but_not_the_function(count: int) -> None:
+    asked, given = weighing(task(), count), images(count=8)
+    plain = quantize_to_nearest(asked, [given])
+    graph, _ = equalized_network(asked, absorb=False)
+    scaled = quantize_to_nearest(dataclasses.replace(asked, folded=graph), [given])
+    state, exact = fit(asked, plain, scaled, given)
+    assert state.affines != plain.affines
+    assert torch.allclose(FloatProgram(exact)(given), FloatProgram(asked.folded)(given), atol=1e-4)
+    groups = asked.plan.groups()
+    pixels = [group for group in groups if holds_pixels(groups[group])]
+    assert pixels
+    assert all(state.affines[group] == plain.affines[group] for group in pixels)
 
 
 @pytest.mark.parametrize(("share", "leaves"), [(0.0, 0), (0.5, 4), (2.0, 16)])

@@ -52,6 +52,32 @@ def test_the_network_computes_what_it_did(name: str, measured: str) -> None:
     assert torch.allclose(FloatProgram(done.graph)(x), FloatProgram(graph)(x), atol=1e-4)
 
 
+def test_a_gate_is_passed_by_what_it_multiplies() -> None:
+    first, gate, second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 3)
+    net = Net(
+        lambda m, x: m.fc(pooled(m.b(m.a(x) * torch.sigmoid(m.gate(x))))), a=first, gate=gate, b=second, fc=head(4)
+    )
+    graph = folded_from(net)
+    pairs = find_pairs(graph)
+    assert [(pair.first, pair.second) for pair in pairs if pair.second == "b"] == [("a", "b")]
+    x, spans = images(), {"a": torch.logspace(-1, 1, 6)}
+    done = equalize(graph, {}, spans).graph
+    assert not torch.allclose(row_ranges(done, "a"), row_ranges(graph, "a"))
+    assert torch.allclose(row_ranges(done, "gate"), row_ranges(graph, "gate"))
+    assert torch.allclose(FloatProgram(done)(x), FloatProgram(graph)(x), atol=1e-5)
+
+
+def test_what_makes_its_own_gate_is_no_pair() -> None:
+    first, second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 4, 3)
+    gated = Net(lambda m, x: m.fc(pooled(m.b((y := m.a(x)) * torch.sigmoid(y)))), a=first, b=second, fc=head(4))
+    assert "b" not in {pair.second for pair in find_pairs(folded_from(gated))}
+    squeezed = Net(
+        lambda m, x: m.fc(pooled(m.b((y := m.a(x)) * torch.sigmoid(m.s(F.adaptive_avg_pool2d(y, 1)))))),
+        **{"a": nn.Conv2d(3, 6, 3), "s": nn.Conv2d(6, 6, 1), "b": nn.Conv2d(6, 4, 3), "fc": head(4)},
+    )
+    assert "a" not in {pair.first for pair in find_pairs(folded_from(squeezed))}
+
+
 @pytest.mark.parametrize(
     "activation",
     [nn.ReLU(), nn.LeakyReLU(0.1), nn.PReLU(6)],

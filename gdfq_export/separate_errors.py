@@ -1,0 +1,165 @@
+"""What each rounding does to the answers while nothing else is rounded, and what that decides.
+
+    error(g) = 1 - r^2 of the logits,  with the tensors of group g alone on their grid              (`score.py`)
+
+A range that keeps a tensor's values best need not keep the answers best: in the first layers of mobile networks a
+few large values widen a range of which the answers need the small ones, and the answers are kept twice as well by a
+grid that clips. And scaling the channels between two layers to equal ranges helps some pairs and ruins others, where
+what the activation gains the weights behind it lose. Both are decided here one by one, by what the network answers.
+
+Means that rounding moves are put back behind it, because that is what the correction of biases will do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import ChainMap
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from gdfq_export.distributed import agreed
+from gdfq_export.fakequant import fake_quantize
+from gdfq_export.graph import INPUT, Graph, Node
+from gdfq_export.lower import Quantized
+from gdfq_export.ops import KERNELS
+from gdfq_export.passes.equalize import Pair
+from gdfq_export.plan import holds_pixels
+from gdfq_export.progress import Progress, silent
+from gdfq_export.quantizers import Affine, over_channels, quantize_weight
+from gdfq_export.score import LogitError
+
+NARROWER, WIDER = 0.8, 1.25  # by which a range shrinks or grows at a time
+NARROWEST = 4  # steps at most
+COVERED = 0.98  # of all error: the rest is spread over groups too small to be worth a search
+WEIGHTS_SHARE = 0.5  # of the error of weights rounded to nearest is left by better rounding
+RANGES_STAGE, PAIRS_STAGE = "weighing ranges", "weighing scaled channels"
+
+
+class SeparateErrors:
+    """Answers what one rounding alone does to the logits of some images, from the float values of all tensors."""
+
+    @torch.no_grad()
+    def __init__(self, quantized: Quantized, images: Tensor) -> None:
+        self.quantized, self.graph, self.plan = quantized, quantized.graph, quantized.plan
+        self.members: dict[str, set[str]] = {
+            group: {spec.name for spec in specs if spec.name in self.plan.sources}
+            for group, specs in self.plan.groups().items()
+            if not holds_pixels(specs)  # pixels use all of their range
+        }
+        self.exact: dict[str, Tensor] = {}
+        for node in self.graph.nodes:
+            self.exact[node.name] = images if node.op == INPUT else self._compute(node, self.exact, {})
+
+    def of_group(self, group: str, affine: Affine) -> float:
+        """The error with a group's tensors rounded to a grid."""
+        return self._error(self.members[group], affine, {})
+
+    def of_weights(self, layer: str) -> float:
+        """The error with a layer's weights rounded to nearest."""
+        node = self.graph[layer]
+        weight, scale = self.graph.parameters[node.parameters["weight"]], self.quantized.weight_scales[layer]
+        codes = quantize_weight(weight, scale, self.plan.weights[layer].qmax)
+        return self._error((), None, {layer: codes * over_channels(scale, weight)})
+
+    @torch.no_grad()
+    def _error(self, rounded: Collection[str], affine: Affine | None, weights: Mapping[str, Tensor]) -> float:
+        """Computes again only what the rounding reaches."""
+        changed: dict[str, Tensor] = {}
+        values = ChainMap(changed, self.exact)
+        for node in self.graph.nodes:
+            reached = node.name in weights or any(name in changed for name in node.inputs)
+            if not reached and node.name not in rounded:
+                continue
+            value = self._compute(node, values, weights) if reached else self.exact[node.name]
+            if node.name in weights:
+                value = _with_mean_of(self.exact[node.name], value)
+            if node.name in rounded and affine is not None:
+                spec = self.plan.tensors[node.name]
+                scale = torch.tensor(affine.scale * spec.factor)
+                value = _with_mean_of(value, fake_quantize(value, scale, affine.zero_point, 0, spec.qmax))
+            changed[node.name] = value
+        error, output = LogitError(), self.graph.output
+        error.add(changed.get(output, self.exact[output]), self.exact[output])
+        return agreed(error.value)
+
+    def _compute(self, node: Node, values: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+        held = {role: self.graph.parameters[key] for role, key in node.parameters.items()}
+        if node.name in weights:
+            held["weight"] = weights[node.name]
+        return KERNELS[node.op](node, [values[name] for name in node.inputs], held)
+
+
+def _with_mean_of(exact: Tensor, value: Tensor) -> Tensor:
+    """The value, with each channel's mean where it was."""
+    return value + (exact - value).mean([0, *range(2, value.ndim)], keepdim=True)
+
+
+def fit_ranges(quantized: Quantized, images: Tensor, progress: Progress = silent) -> Quantized:
+    """Scales of activations with which the answers are kept best, each for itself."""
+    errors, affines = SeparateErrors(quantized, images), dict(quantized.affines)
+    found: dict[str, float] = {}
+    for group in errors.members:
+        found[group] = errors.of_group(group, affines[group])
+        progress(RANGES_STAGE, len(found), 2 * len(errors.members))
+    worth = _largest(found, COVERED)
+    for done, group in enumerate(worth, 1):
+        affines[group] = _best_range(errors, group, affines[group], found[group])
+        progress(RANGES_STAGE, len(found) + done * len(found) / len(worth), 2 * len(found))
+    return dataclasses.replace(quantized, affines=affines)
+
+
+def _best_range(errors: SeparateErrors, group: str, affine: Affine, error: float) -> Affine:
+    """Shrinks the range while that helps; where it never did, lets it grow while that helps."""
+    best = affine
+    for factor, most in ((NARROWER, NARROWEST), (WIDER, 1)):
+        for _ in range(most):
+            tried = Affine(best.scale * factor, best.zero_point)
+            found = errors.of_group(group, tried)
+            if found >= error:
+                break
+            best, error = tried, found
+        if best is not affine:
+            break
+    return best
+
+
+def _largest(errors: Mapping[str, float], share: float) -> list[str]:
+    """The names with the largest errors that together make this share of all."""
+    names, total, kept = sorted(errors, key=errors.__getitem__, reverse=True), sum(errors.values()), 0.0
+    for count, name in enumerate(names):
+        if kept >= share * total:
+            return names[:count]
+        kept += errors[name]
+    return names
+
+
+def pairs_worth_scaling(
+    plain: Quantized, scaled: Quantized, pairs: Sequence[Pair], images: Tensor, progress: Progress = silent
+) -> list[Pair]:
+    """The pairs whose channels are better scaled, from the network with none and with all of them scaled.
+
+    A pair's scaling changes no value outside of it, so each is judged for itself.
+    """
+    both = [SeparateErrors(state, images) for state in (plain, scaled)]
+    worth = []
+    for done, pair in enumerate(pairs, 1):
+        before, after = (_cost(errors, pair) for errors in both)
+        if after < before:
+            worth.append(pair)
+        progress(PAIRS_STAGE, done, len(pairs))
+    return worth
+
+
+def _cost(errors: SeparateErrors, pair: Pair) -> float:
+    """What the tensors between two layers and the weights behind them do to the answers."""
+    between = {pair.first, *pair.path}
+    groups = [group for group, members in errors.members.items() if members & between]
+    activations = sum(errors.of_group(group, errors.quantized.affines[group]) for group in groups)
+    return activations + WEIGHTS_SHARE * errors.of_weights(pair.second)
+
+
+def values_in(graph: Graph) -> int:
+    """How many numbers `SeparateErrors` keeps of one image."""
+    return sum(torch.Size(node.shape).numel() for node in graph.nodes)
