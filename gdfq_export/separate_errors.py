@@ -19,6 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from gdfq_export.block_program import largest_step
 from gdfq_export.distributed import agreed
 from gdfq_export.fakequant import fake_quantize
 from gdfq_export.graph import INPUT, Graph, Node
@@ -111,11 +112,11 @@ def fit_ranges(quantized: Quantized, images: Tensor, progress: Progress = silent
 
 
 def _best_range(errors: SeparateErrors, group: str, affine: Affine, error: float) -> Affine:
-    """Shrinks the range while that helps; where it never did, lets it grow while that helps."""
-    best = affine
+    """Shrinks the range while that helps; where it never did, lets it grow, within a clip that it stands for."""
+    best, limit = affine, largest_step(errors.plan.groups()[group], affine)
     for factor, most in ((NARROWER, NARROWEST), (WIDER, 1)):
         for _ in range(most):
-            tried = Affine(best.scale * factor, best.zero_point)
+            tried = Affine(min(best.scale * factor, limit), best.zero_point)
             found = errors.of_group(group, tried)
             if found >= error:
                 break

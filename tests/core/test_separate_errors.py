@@ -102,6 +102,16 @@ def test_a_range_that_is_too_narrow_grows() -> None:
     assert fitted.affines[group].scale > narrow[group].scale
 
 
+def test_no_range_grows_beyond_the_clip_that_it_stands_for() -> None:
+    state = calibrated(folded("linear_bottleneck"), W4A8)
+    group = next(group for group, specs in state.plan.groups().items() if specs[0].high == 6.0)
+    qmax = state.plan.tensors[group].qmax
+    narrow = {**state.affines, group: Affine(5.5 / qmax, 0)}
+    given = 10 * images(count=16)  # most of what is above the range is above the clip, too
+    fitted = fit_ranges(dataclasses.replace(state, affines=narrow), given)
+    assert fitted.affines[group].scale * qmax == pytest.approx(6.0)
+
+
 @pytest.mark.parametrize("name", ["plain", "residual", "concat", "silu"])
 def test_no_range_answers_worse_than_before(name: str) -> None:
     state, given = calibrated(folded(name), W4A4), images(folded(name).input_shape)
