@@ -1,19 +1,21 @@
 """What views of optimised images, and dead leaves, are worth on photographs: the error of the logits for each number.
 
-    python benchmarks/views.py --photos DIR --model fdmobilenet_wd2 --weights FILE --views 2 --leaves 0 1
+    python benchmarks/views.py --photos DIR --model fdmobilenet_wd2 --weights FILE --views 2 --leaves 0 1 --weighing 0 8
 
 DIR holds photographs, without labels and in any folders; they judge, and nothing is fitted to them. For each number of
 views a row has the error (1 - r^2 of the logits, `score.py`) of the network rounded to nearest, with corrected biases,
 rounded by second order and reconstructed: first on the held-back images with their views and on dead leaves, which is
 what `--method auto` chooses by, then on the photographs, and how many photographs keep their class. With `--leaves`,
 further rows have the second order's network tuned as a whole, with so many images of dead leaves for each optimised
-one. The optimised images are the same in all rows.
+one. With `--weighing`, channels are scaled and ranges chosen by what the network answers on so many of the images
+(`separate_errors.py`), and the states behind start there; 0 is without. The optimised images are the same in all rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +29,9 @@ from gdfq_export.distilled import distil_images
 from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.lower import TARGETS, Quantized
 from gdfq_export.methods import Task
+from gdfq_export.methods.auto import fit
 from gdfq_export.methods.calibrate import quantize_to_nearest
+from gdfq_export.methods.dfq import equalized_network
 from gdfq_export.methods.recon import judges, learn_as_a_whole, seen_and_held_back
 from gdfq_export.models.sources import LoadedModel, load_model
 from gdfq_export.pipeline import prepare
@@ -37,7 +41,7 @@ from gdfq_export.reconstruct import reconstruct
 from gdfq_export.runtime_checks.images import SUFFIXES, Preprocessing, network_input
 from gdfq_export.score import logit_error
 from gdfq_export.second_order import round_by_second_order
-from gdfq_export.settings import Settings, distillation_for, reconstruction_for, schedule_for, tuning_for, weighing_for
+from gdfq_export.settings import Settings, distillation_for, reconstruction_for, schedule_for, tuning_for
 from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
@@ -52,9 +56,17 @@ def photographs(folder: Path, loaded: LoadedModel) -> torch.Tensor:
 
 def states(task: Task, images: torch.Tensor, leaves: list[float]) -> Iterator[tuple[str, Quantized]]:
     """The rungs that use images; where leaves are asked for, tuning instead of reconstruction."""
-    nearest = quantize_to_nearest(task, torch.split(images, task.settings.reconstruction.batch))
+    batches = torch.split(images, task.settings.reconstruction.batch)
+    nearest = quantize_to_nearest(task, batches)
     yield "nearest", nearest
     yield "corrected", correct_by_images(nearest, images)
+    if task.settings.weighing:
+        graph, _ = equalized_network(task, absorb=False)
+        scaled = quantize_to_nearest(dataclasses.replace(task, folded=graph), batches)
+        yield "equalized", correct_by_images(scaled, images)
+        nearest, exact = fit(task, nearest, scaled, images)
+        yield "fitted", correct_by_images(nearest, images)
+        task = dataclasses.replace(task, folded=exact)
     compensated = round_by_second_order(nearest, images, TARGETS[task.settings.target])
     yield "second order", compensated
     for share in leaves:
@@ -84,6 +96,7 @@ def main() -> None:
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--views", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--leaves", type=float, nargs="*", default=[])
+    parser.add_argument("--weighing", type=int, nargs="+", default=[0])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -100,7 +113,6 @@ def main() -> None:
         distillation=distillation_for(args.preset, loaded.input_size),
         reconstruction=reconstruction_for(args.preset, loaded.input_size),
         tuning=tuning_for(args.preset, loaded.input_size),
-        weighing=weighing_for(args.preset, loaded.input_size),
     )
     prepared = prepare(loaded, settings)
     task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, silent)
@@ -110,9 +122,12 @@ def main() -> None:
     made = distil_images(teacher, task.image, settings.distillation, args.seed, silent)
     print(f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads, {args.model}", end=", ")
     print(f"W{bits.weight}A{bits.activation}, {len(photos)} photographs, preset {args.preset}, seed {args.seed}\n")
-    print("| views | state | error, held back | error, photographs | same class |\n|---|---|---|---|---|")
-    for views in args.views:
-        asked = dataclasses.replace(settings, distillation=dataclasses.replace(settings.distillation, views=views))
+    print(
+        "| views | weighed on | state | error, held back | error, photographs | same class |\n|---|---|---|---|---|---|"
+    )
+    for views, weighing in itertools.product(args.views, args.weighing):
+        distillation = dataclasses.replace(settings.distillation, views=views)
+        asked = dataclasses.replace(settings, distillation=distillation, weighing=weighing)
         trial = dataclasses.replace(task, settings=asked)
         seen, held_back = seen_and_held_back(trial, made)
         judging = judges(trial, held_back)
@@ -120,7 +135,7 @@ def main() -> None:
             student = FakeQuantProgram(state, learned_steps=False).eval()
             errors = [f"{logit_error(student, teacher, images):.4f}" for images in (judging, photos)]
             same = 100 * float((classes(student, photos) == wanted).float().mean())
-            print(f"| {views} | {name} | {' | '.join(errors)} | {same:.1f} % |", flush=True)
+            print(f"| {views} | {weighing} | {name} | {' | '.join(errors)} | {same:.1f} % |", flush=True)
 
 
 if __name__ == "__main__":

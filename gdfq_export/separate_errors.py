@@ -49,6 +49,7 @@ class SeparateErrors:
             for group, specs in self.plan.groups().items()
             if not holds_pixels(specs)  # pixels use all of their range
         }
+        self.answers = self.plan.tensors[self.graph.output].group if self.graph.output in self.plan.tensors else None
         self.exact: dict[str, Tensor] = {}
         for node in self.graph.nodes:
             self.exact[node.name] = images if node.op == INPUT else self._compute(node, self.exact, {})
@@ -98,12 +99,17 @@ def _with_mean_of(exact: Tensor, value: Tensor) -> Tensor:
 
 
 def fit_ranges(quantized: Quantized, images: Tensor, progress: Progress = silent) -> Quantized:
-    """Scales of activations with which the answers are kept best, each for itself."""
+    """Scales of activations with which the answers are kept best, each for itself.
+
+    But not those of answers that are themselves rounded: a finer grid that clips the largest of them may be nearer to
+    all, and makes equals of the classes that matter.
+    """
     errors, affines = SeparateErrors(quantized, images), dict(quantized.affines)
+    groups = [group for group in errors.members if group != errors.answers]
     found: dict[str, float] = {}
-    for group in errors.members:
+    for group in groups:
         found[group] = errors.of_group(group, affines[group])
-        progress(RANGES_STAGE, len(found), 2 * len(errors.members))
+        progress(RANGES_STAGE, len(found), 2 * len(groups))
     worth = _largest(found, COVERED)
     for done, group in enumerate(worth, 1):
         affines[group] = _best_range(errors, group, affines[group], found[group])

@@ -112,6 +112,15 @@ def test_no_range_grows_beyond_the_clip_that_it_stands_for() -> None:
     assert fitted.affines[group].scale * qmax == pytest.approx(6.0)
 
 
+def test_answers_that_are_rounded_keep_their_range() -> None:
+    state = calibrated(folded("conv_end"), W4A4)
+    group = state.plan.tensors[state.graph.output].group
+    wide = {**state.affines, group: Affine(state.affines[group].scale * 4, state.affines[group].zero_point)}
+    given, whole = images(count=16), dataclasses.replace(state, affines=wide)
+    assert SeparateErrors(whole, given).answers == group
+    assert fit_ranges(whole, given).affines[group] == wide[group]
+
+
 @pytest.mark.parametrize("name", ["plain", "residual", "concat", "silu"])
 def test_no_range_answers_worse_than_before(name: str) -> None:
     state, given = calibrated(folded(name), W4A4), images(folded(name).input_shape)
