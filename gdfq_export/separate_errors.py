@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import ChainMap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -149,14 +149,19 @@ def pairs_worth_scaling(
 
     A pair's scaling changes no value outside of it, so each is judged for itself.
     """
-    both = [SeparateErrors(state, images) for state in (plain, scaled)]
-    worth = []
-    for done, pair in enumerate(pairs, 1):
-        before, after = (_cost(errors, pair) for errors in both)
-        if after < before:
-            worth.append(pair)
-        progress(PAIRS_STAGE, done, len(pairs))
-    return worth
+    total = 2 * len(pairs)
+    before = _costs(plain, pairs, images, lambda done: progress(PAIRS_STAGE, done, total))
+    after = _costs(scaled, pairs, images, lambda done: progress(PAIRS_STAGE, len(pairs) + done, total))
+    return [pair for pair, old, new in zip(pairs, before, after, strict=True) if new < old]
+
+
+def _costs(quantized: Quantized, pairs: Sequence[Pair], images: Tensor, report: Callable[[int], None]) -> list[float]:
+    """What each pair costs in one state; the values of all tensors are freed before those of another are made."""
+    errors, costs = SeparateErrors(quantized, images), []
+    for pair in pairs:
+        costs.append(_cost(errors, pair))
+        report(len(costs))
+    return costs
 
 
 def _cost(errors: SeparateErrors, pair: Pair) -> float:

@@ -3,10 +3,10 @@
 nearest        ranges from optimised images, weights rounded to nearest
 corrected      ... and biases that bring each layer's mean back (DFQ)
 equalized      channels of equal range first, then ranges and biases
-fitted         channels of equal range only where the answers gain by it, ranges as the answers want them, then biases
-               (`separate_errors.py`); for images of ImageNet's kind
-second order   each weight makes good what the ones before it cost (`second_order.py`), from the best of the roundings
-               to nearest
+fitted         ... where images are of ImageNet's kind, channels of equal range only where the answers gain by it, and
+               ranges as the answers want them (`separate_errors.py`)
+second order   each weight makes good what the ones before it cost (`second_order.py`), from the fitted rounding to
+               nearest, or the better of the two others
 tuned          the network as a whole learns on (`end_to_end.py`); at 8 bits only for images of ImageNet's kind, whose
                networks still have something to learn there
 
@@ -42,7 +42,7 @@ from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
 ENOUGH = 5e-4  # of the logits' variance: what W8A8 usually reaches
-MOST_VALUES = 1 << 27  # of all tensors over the images on which roundings are weighed
+MOST_VALUES = 1 << 28  # of all tensors over the images on which roundings are weighed
 WEIGHING_SEED = 2_000_003  # apart from the seeds of other dead leaves
 
 
@@ -95,17 +95,15 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
         return
     graph, _ = equalized_network(task, absorb=False)  # absorbing is exact only where no value leaves what is usual
     equalized = quantize_to_nearest(dataclasses.replace(task, folded=graph), batches)
-    even = agreed(ladder.score(equalized))
-    ladder.add("equalized", correct_by_images(equalized, images))
+    if settings.weighing:
+        start, exact = fit(task, nearest, equalized, images)
+        ladder.add("fitted", correct_by_images(start, images))
+    else:
+        even = agreed(ladder.score(equalized))
+        start, exact = (equalized, graph) if even < plain else (nearest, task.folded)
+        ladder.add("equalized", correct_by_images(equalized, images))
     if ladder.is_good() or stopwatch.is_over():
         return
-    start, exact = (equalized, graph) if even < plain else (nearest, task.folded)
-    if settings.weighing:
-        fitted, chosen = fit(task, nearest, equalized, images)
-        if ladder.add("fitted", correct_by_images(fitted, images)) <= min(ladder.scores.values()):
-            start, exact = fitted, chosen
-        if ladder.is_good() or stopwatch.is_over():
-            return
     compensated = round_by_second_order(start, images, TARGETS[settings.target], task.progress)
     ladder.add("second_order", compensated)
     if ladder.is_good() or stopwatch.is_over() or not worth_tuning(task):
@@ -116,7 +114,8 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
 def fit(task: Task, plain: Quantized, scaled: Quantized, images: Tensor) -> tuple[Quantized, Graph]:
     """Channels scaled pair by pair and ranges tensor by tensor, as the answers want it; and that network in float."""
     settings = task.settings
-    few = max(min(settings.weighing, MOST_VALUES // values_in(task.folded), len(images)), 1)
+    most = int(MOST_VALUES / values_in(task.folded) / (1 + settings.tuning.leaves))
+    few = max(min(settings.weighing, most, len(images)), 1)
     strided = images[:: len(images) // few][:few]
     weighed = with_leaves(strided, task.image, settings.tuning.leaves, settings.seed + WEIGHING_SEED)
     stated = batch_norm_outputs(task.captured, task.folded)
