@@ -13,6 +13,7 @@ Means that rounding moves are put back behind it, because that is what the corre
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -174,4 +175,4 @@ def _cost(errors: SeparateErrors, pair: Pair) -> float:
 
 def values_in(graph: Graph) -> int:
     """How many numbers `SeparateErrors` keeps of one image."""
-    return sum(torch.Size(node.shape).numel() for node in graph.nodes)
+    return sum(math.prod(node.shape) for node in graph.nodes)
