@@ -10,6 +10,8 @@ training simulates and lowering emits. Rules:
   requantizes through tables.
 - A ReLU or Clip that cannot be absorbed clips the codes, so it shares its input's range too.
 - A product with a positive constant reads the same codes with another scale (*derived*).
+- What only functions and products read is a step inside an activation or a gate: it keeps 8 bits at any width, as
+  codes of kernels do anyway. What layers read and sums add has the stated width.
 - Logits of a linear layer leave as accumulators times scale: nothing is rounded.
 """
 
@@ -23,7 +25,7 @@ from typing import Literal
 
 from gdfq_export.errors import UnsupportedModelError, UsageError
 from gdfq_export.graph import INPUT, Graph, Node
-from gdfq_export.ops import ENDINGS, LAYERS, MOVEMENT
+from gdfq_export.ops import ENDINGS, FUNCTIONS, LAYERS, MOVEMENT
 
 Symmetry = Literal["unsigned", "affine"]
 MIN_BITS, MAX_BITS = 2, 8
@@ -213,7 +215,8 @@ def make_plan(graph: Graph, bits: BitWidths, pixels: tuple[float, float] = (-mat
     if not layers:
         raise UnsupportedModelError("the network has no convolution or linear layer: there is nothing to quantize")
     ends = {layers[0].name, layers[-1].name}
-    widths: dict[str, int] = {}
+    inside = _inside_activations(graph, nodes, absorbed, groups)
+    widths = dict.fromkeys(inside, MAX_BITS)
     if bits.sums is not None:
         widths |= {groups.find(absorbed.get(node.name, node.name)): bits.sums for node in nodes if node.op == "add"}
     if bits.first_last is not None:
@@ -230,6 +233,8 @@ def make_plan(graph: Graph, bits: BitWidths, pixels: tuple[float, float] = (-mat
         factor = factors.get(node.inputs[0], 1.0) if moved else 1.0
         factors[node.name] = factor * node.attributes["value"] if derived else factor
         low, high, reason = bounds[node.name]
+        if group in inside and bits.activation < MAX_BITS:
+            reason += "; no layer reads it"
         width = widths.get(group, bits.activation)
         symmetry: Symmetry = "affine" if group in signed else "unsigned"
         tensors[node.name] = TensorSpec(node.name, width, symmetry, group, low, high, factors[node.name], reason)
@@ -245,6 +250,17 @@ def make_plan(graph: Graph, bits: BitWidths, pixels: tuple[float, float] = (-mat
     sources = frozenset(tensors.keys() - movers)
     padded = {node.name for node in nodes if node.op == "pad" and node.attributes["value"] != 0.0}
     return Plan(tensors, weights, absorbed, sources, sources | padded)
+
+
+def _inside_activations(graph: Graph, nodes: list[Node], absorbed: dict[str, str], groups: _Groups) -> set[str]:
+    """Groups that only functions and products read: steps of an activation or of a gate, which no layer sees."""
+    users, outer = graph.users(), {groups.find(graph.output)}
+    for node in nodes:
+        for reader in users[node.name]:
+            moves = groups.find(reader.name) == groups.find(node.name)
+            if node.name not in absorbed and not moves and reader.op not in FUNCTIONS | {"mul", "add_scalar"}:
+                outer.add(groups.find(node.name))
+    return {groups.find(node.name) for node in nodes} - outer
 
 
 def with_weight_bits(plan: Plan, bits: Mapping[str, int]) -> Plan:

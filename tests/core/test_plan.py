@@ -194,6 +194,41 @@ def test_residual_sums_take_their_own_width() -> None:
     assert [plan.tensors[name].bits for name in ("a", "b", "relu", "second", "mean")] == [3, 3, 8, 8, 3]
 
 
+def test_a_step_inside_an_activation_keeps_8_bits_and_what_layers_read_does_not() -> None:
+    steps = (
+        ("a", "conv", (INPUT,)),
+        ("leaky", "leaky_relu", ("a",)),
+        ("b", "conv", ("leaky",)),
+        ("gate", "sigmoid", ("b",)),
+        ("silu", "mul", ("b", "gate")),
+        ("c", "conv", ("silu",)),
+        ("mean", "global_avg_pool", ("c",)),
+        ("other", "sigmoid", ("c",)),
+        ("sum", "add", ("mean", "other")),
+        ("fc", "linear", ("sum",)),
+    )
+    plan = plan_of(*steps, bits=BitWidths(4, 4))
+    inside, read = ("a", "b", "gate"), ("leaky", "silu", "c", "other", "mean", "sum")
+    assert [plan.tensors[name].bits for name in inside] == [8, 8, 8]
+    assert [plan.tensors[name].bits for name in read] == [4] * len(read)
+    assert "no layer reads it" in plan.tensors["a"].reason
+    assert "no layer reads it" not in plan.tensors["c"].reason
+
+
+def test_codes_that_move_to_a_layer_are_not_inside_an_activation() -> None:
+    steps = (
+        ("a", "conv", (INPUT,)),
+        ("pool", "max_pool", ("a",)),
+        ("leaky", "leaky_relu", ("a",)),
+        ("b", "conv", ("pool",)),
+        ("c", "conv", ("leaky",)),
+        ("sum", "add", ("b", "c")),
+        ("fc", "linear", ("sum",)),
+    )
+    plan = plan_of(*steps, bits=BitWidths(4, 4))
+    assert [plan.tensors[name].bits for name in ("a", "pool", "b", "c")] == [4, 4, 4, 4]
+
+
 def test_first_and_last_layer_take_their_own_width() -> None:
     steps = (("a", "conv", (INPUT,)), ("b", "conv", ("a",)), ("c", "conv", ("b",)), ("fc", "linear", ("c",)))
     plan = plan_of(*steps, bits=BitWidths(4, 3, first_last=8))
