@@ -36,7 +36,14 @@ from gdfq_export.integer import IntegerModel
 from gdfq_export.lower import lower, with_pixel_input
 from gdfq_export.methods import METHODS, Outcome, Task
 from gdfq_export.models.sources import LoadedModel
-from gdfq_export.passes import canonicalize, find_channel_shuffle, fold_batch_norm, pad_input, space_to_depth
+from gdfq_export.passes import (
+    canonicalize,
+    find_channel_shuffle,
+    fold_batch_norm,
+    hoist_activations,
+    pad_input,
+    space_to_depth,
+)
 from gdfq_export.plan import Plan, make_plan, quantized_part, with_endings, without_endings
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress, silent
@@ -84,7 +91,7 @@ def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
     whole = canonicalize(capture(loaded.module, loaded.input_size))
     if "find_channel_shuffle" not in settings.without:
         whole = find_channel_shuffle(whole)
-    captured, endings = without_endings(whole)
+    captured, endings = without_endings(hoist_activations(whole))
     in_float = float_parts(captured, settings.allow_float)
     logits = captured[captured.output]
     if len(logits.shape) != 1:

@@ -7,6 +7,7 @@ from gdfq_export.passes.canonicalize import canonicalize
 from gdfq_export.passes.equalize import equalize
 from gdfq_export.passes.find_channel_shuffle import find_channel_shuffle
 from gdfq_export.passes.fold_batch_norm import fold_batch_norm
+from gdfq_export.passes.hoist_activations import hoist_activations
 from gdfq_export.passes.pad_input import pad_input
 from gdfq_export.passes.space_to_depth import space_to_depth
 
@@ -20,6 +21,7 @@ __all__ = [
     "equalize",
     "find_channel_shuffle",
     "fold_batch_norm",
+    "hoist_activations",
     "pad_input",
     "space_to_depth",
 ]

@@ -21,7 +21,7 @@ from gdfq_export.exact import IntegerProgram
 from gdfq_export.graph import Graph
 from gdfq_export.integer import IntegerModel
 from gdfq_export.lower import TARGETS, Quantized, integer_model_from_quantized
-from gdfq_export.passes import canonicalize, find_channel_shuffle, fold_batch_norm
+from gdfq_export.passes import canonicalize, find_channel_shuffle, fold_batch_norm, hoist_activations
 from gdfq_export.plan import BitWidths, make_plan
 from gdfq_export.program import FloatProgram
 from gdfq_export.quantizers import weight_scales
@@ -51,7 +51,7 @@ def folded(name: str) -> Graph:
 
 
 def with_passes(graph: Graph) -> Graph:
-    return fold_batch_norm(find_channel_shuffle(canonicalize(graph)))
+    return fold_batch_norm(hoist_activations(find_channel_shuffle(canonicalize(graph))))
 
 
 def folded_from(module: nn.Module, shape: Sequence[int] = SHAPE) -> Graph:

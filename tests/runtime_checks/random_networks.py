@@ -15,7 +15,7 @@ from gdfq_export.capture import capture
 from gdfq_export.emit import onnx_from_integer_model
 from gdfq_export.exact import IntegerProgram
 from gdfq_export.lower import TARGETS, Quantized, integer_model_from_quantized
-from gdfq_export.passes import canonicalize, find_channel_shuffle, fold_batch_norm
+from gdfq_export.passes import canonicalize, find_channel_shuffle, fold_batch_norm, hoist_activations
 from gdfq_export.plan import BitWidths, make_plan
 from gdfq_export.program import FloatProgram
 from gdfq_export.provenance import golden_vectors, stamp
@@ -193,7 +193,9 @@ def network_from_spec(spec: Spec) -> nn.Module:
 
 def file_from_spec(spec: Spec, path: Path) -> IntegerProgram:
     """Quantizes with ranges from random images and writes the file; returns the PyTorch program."""
-    graph = fold_batch_norm(find_channel_shuffle(canonicalize(capture(network_from_spec(spec), spec.size))))
+    graph = fold_batch_norm(
+        hoist_activations(find_channel_shuffle(canonicalize(capture(network_from_spec(spec), spec.size))))
+    )
     plan = make_plan(graph, BitWidths(spec.weight_bits, spec.act_bits), (-2.0, 2.0))
     images = torch.randn(8, *spec.size, generator=torch.Generator().manual_seed(spec.seed))
     ranges = observe(FloatProgram(graph), plan, [images], method="ema")
