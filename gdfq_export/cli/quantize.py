@@ -75,7 +75,7 @@ def quantize(
     sum_bits: Annotated[
         int | None, typer.Option(help="Other width for residual sums, like 8 for 3-bit activations.")
     ] = None,
-    method: Annotated[str, typer.Option(help=f"How to quantize: {', '.join(METHOD_NAMES)}.")] = "gdfq",
+    method: Annotated[str, typer.Option(help=f"How to quantize: {', '.join(METHOD_NAMES)}.")] = "auto",
     preset: Annotated[str, typer.Option(help=f"How long to train: {', '.join(PRESETS)}.")] = "fast",
     budget: Annotated[str | None, typer.Option(help="Time to spend, like 90s, 10m or 1h.")] = None,
     generator_lr: Annotated[

@@ -20,7 +20,7 @@ from gdfq_export.cli import main
 def test_quantize_prints_one_json_object_with_the_promised_keys(folder: Path) -> None:
     result = json.loads((folder / "result.json").read_text())
     assert result["bits"] == {"weight": 8, "activation": 8}
-    assert result["method"] == "gdfq"
+    assert result["method"] == "auto"
     assert result["file_bytes"] == (folder / "model.onnx").stat().st_size
     assert result["fp32_bytes"] == (folder / "model.fp32.onnx").stat().st_size
     assert 0 <= result["teacher_agreement"] <= 100
@@ -185,7 +185,7 @@ def test_every_switch_of_gdfq_is_taken(folder: Path, tmp_path: Path, capsys: pyt
     for index, words in enumerate(runs):
         out = str(tmp_path / f"{index}.onnx")
         capsys.readouterr()
-        assert main([*build(folder), *words, "--out", out, "--no-companions", "--json"]) == 0
+        assert main([*build(folder), "--method", "gdfq", *words, "--out", out, "--no-companions", "--json"]) == 0
         figures = json.loads(capsys.readouterr().out)["figures"]
         assert figures["student_steps"] > 0
         assert ("real_images" in figures) == ("--real-data" in words)
@@ -195,7 +195,7 @@ def test_every_switch_of_gdfq_is_taken(folder: Path, tmp_path: Path, capsys: pyt
 def test_torchrun_trains_in_two_processes_and_one_of_them_writes(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.onnx"
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "gdfq_export"]
-    words = [*build(folder), "--bits", "4", "--device", "cpu", "--out", str(out), "--json"]
+    words = [*build(folder), "--method", "gdfq", "--bits", "4", "--device", "cpu", "--out", str(out), "--json"]
     done = subprocess.run([*run, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["figures"]["student_steps"] == 60
