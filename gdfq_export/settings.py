@@ -182,13 +182,14 @@ def reconstruction_for(preset: str, shape: tuple[int, ...]) -> Reconstruction:
 def tuning_for(preset: str, shape: tuple[int, ...]) -> Tuning:
     """How long the whole network is tuned.
 
-    With few steps weights must move faster, but not where few images stand for many classes: what fits these images
-    better then fits photographs worse. For the same reason only many images let go of the blocks' outputs, and images
-    of ImageNet's kind are joined by as many of shapes and surfaces.
+    With few steps weights and scales must move faster, but weights not where few images stand for many classes: what
+    fits these images better then fits photographs worse. For the same reason only many images let go of the blocks'
+    outputs, and images of ImageNet's kind are joined by as many of shapes and surfaces.
     """
     if is_large(shape):
-        steps = {"fast": 60, "standard": 400, "paper": 2000}[preset]
-        return Tuning(steps, batch=16, weight_lr=0.003, hurried_lr=0.003, shift=max(shape[1:]) // 16, leaves=1.0)
+        steps, scale_lr = {"fast": (60, 0.003), "standard": (400, 0.001), "paper": (2000, 0.001)}[preset]
+        shift = max(shape[1:]) // 16
+        return Tuning(steps, batch=16, weight_lr=0.003, hurried_lr=0.003, scale_lr=scale_lr, shift=shift, leaves=1.0)
     steps = {"fast": 200, "standard": 1000, "paper": 6000}[preset]
     return Tuning(steps, release=0.0 if preset == "fast" else 1.0)
 
