@@ -1,6 +1,6 @@
 """Kills a run with -9 at random moments, resumes it, and compares the file with that of an uninterrupted run.
 
-    python benchmarks/kill_resume.py --model resnet20_cifar10 --kills 5 --seed 0
+    python benchmarks/kill_resume.py --model resnet20_cifar10 --kills 5 --seed 0 -- --method gdfq
 
 Every option behind `--` is passed on to `quantize`. The run is killed at moments drawn uniformly over the time that the
 uninterrupted run took, each time resumed from what the killed process had saved, and then left to
