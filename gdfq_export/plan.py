@@ -31,6 +31,7 @@ Symmetry = Literal["unsigned", "affine"]
 MIN_BITS, MAX_BITS = 2, 8
 OUTPUT_BITS = 8
 CODE_CLIPS = frozenset({"relu", "clip"})
+INNER = FUNCTIONS | {"mul", "add_scalar"}  # what activations and gates are made of
 NON_NEGATIVE = frozenset({"relu", "sigmoid", "exp", "reciprocal"})
 
 
@@ -256,10 +257,10 @@ def _inside_activations(graph: Graph, nodes: list[Node], absorbed: dict[str, str
     """Groups that only functions and products read: steps of an activation or of a gate, which no layer sees."""
     users, outer = graph.users(), {groups.find(graph.output)}
     for node in nodes:
-        for reader in users[node.name]:
-            moves = groups.find(reader.name) == groups.find(node.name)
-            if node.name not in absorbed and not moves and reader.op not in FUNCTIONS | {"mul", "add_scalar"}:
-                outer.add(groups.find(node.name))
+        group = groups.find(node.name)
+        readers = [] if node.name in absorbed else users[node.name]
+        if any(reader.op not in INNER and groups.find(reader.name) != group for reader in readers):
+            outer.add(group)
     return {groups.find(node.name) for node in nodes} - outer
 
 

@@ -32,14 +32,18 @@ def act(source: str, shape: tuple[int, ...], op: str = "relu", **attributes: flo
     return Node("act", op, (source,), shape, attributes)
 
 
+JOINED = (
+    *(layer("a"), layer("b"), Node("cat", "concat", ("a", "b"), (8, 4, 4), {"axis": 1})),
+    act("cat", (8, 4, 4)),
+)
+
+
 def operations(graph: Graph) -> list[tuple[str, str, tuple[str, ...]]]:
     return [(node.name, node.op, node.inputs) for node in graph.nodes[1:]]
 
 
 def test_a_relu_behind_a_concat_stands_behind_each_operand() -> None:
-    graph = graph_of(
-        layer("a"), layer("b"), Node("cat", "concat", ("a", "b"), (8, 4, 4), {"axis": 1}), act("cat", (8, 4, 4))
-    )
+    graph = graph_of(*JOINED)
     hoisted = hoist_activations(graph)
     assert operations(hoisted)[2:] == [
         ("act.hoisted.0", "relu", ("a",)),
@@ -52,9 +56,7 @@ def test_a_relu_behind_a_concat_stands_behind_each_operand() -> None:
 
 
 def test_behind_the_layers_it_is_part_of_their_quantizers() -> None:
-    graph = graph_of(
-        layer("a"), layer("b"), Node("cat", "concat", ("a", "b"), (8, 4, 4), {"axis": 1}), act("cat", (8, 4, 4))
-    )
+    graph = graph_of(*JOINED)
     before, after = (make_plan(g, BitWidths(8, 8)) for g in (graph, hoist_activations(graph)))
     assert before.tensors["cat"].symmetry == "affine"
     assert after.absorbed == {"a": "act.hoisted.0", "b": "act.hoisted.1"}
@@ -99,11 +101,10 @@ def test_it_goes_on_to_the_layer() -> None:
 
 @pytest.mark.parametrize("read", ["a", "cat"])
 def test_what_something_else_reads_stays_as_it_is(read: str) -> None:
-    cat = Node("cat", "concat", ("a", "b"), (8, 4, 4), {"axis": 1})
     other = Node("other", "global_avg_pool", (read,), (8 if read == "cat" else 4, 1, 1))
     mean = Node("mean", "global_avg_pool", ("act",), (8, 1, 1))
     end = Node("end", "concat", ("other", "mean"), (other.shape[0] + 8, 1, 1))
-    graph = graph_of(layer("a"), layer("b"), cat, act("cat", (8, 4, 4)), other, mean, end)
+    graph = graph_of(*JOINED, other, mean, end)
     assert operations(hoist_activations(graph)) == operations(graph)
 
 
