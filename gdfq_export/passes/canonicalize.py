@@ -13,12 +13,14 @@
     mean over channels, bilinear upsampling, uneven average pooling -> 1x1 convolutions
     x * a * b                -> x * (a b)
     pad with 0, then conv    -> conv with more padding
-    conv on a 1x1 map        -> reshape, linear             (when the kernel is 1x1)
+    mean over space of a 1x1 conv that ends the network -> the conv of the mean
+    conv on a 1x1 map that ends the network -> reshape, linear (when the kernel is 1x1)
     transpose that only moves axes of length 1 -> reshape   (a channel shuffle of one group does nothing)
     reshape of a reshape     -> the last one
     reshape that changes nothing -> nothing
 
-Requires: a captured graph. Exact, but for hard_sigmoid's division by 6, which becomes a product.
+Requires: a captured graph. Exact, but for hard_sigmoid's division by 6, which becomes a product, and for the order of
+the sums of a mean that moved.
 """
 
 from __future__ import annotations
@@ -29,13 +31,14 @@ from torch import Tensor
 
 from gdfq_export.graph import Graph, Node, rebuild
 from gdfq_export.passes.integer_forms import INTEGER_FORMS
+from gdfq_export.plan import quantized_part
 
 
 def canonicalize(graph: Graph) -> Graph:
     """The same function with fewer forms; each step is its own small function."""
     steps = (
         *(_expand_nodes, _drop_identities, _cut_concats, _drop_identities, _drop_zeros, _drop_broadcasts),
-        *(_absorb_padding, _linear_from_pointwise, _reshape_from_transpose, _drop_identities),
+        *(_absorb_padding, _pool_first, _linear_from_pointwise, _reshape_from_transpose, _drop_identities),
     )
     for step in steps:
         graph = step(graph)
@@ -158,23 +161,58 @@ def _absorb_padding(graph: Graph) -> Graph:
     return rebuild(graph, nodes)
 
 
+def _pool_first(graph: Graph) -> Graph:
+    """The mean of a last 1x1 convolution as the convolution of the mean.
+
+    One position is computed in place of all, and `_linear_from_pointwise` makes logits of it that need no rounding: on
+    the grid of what they are the mean of, the best two classes of an image may be equal.
+    """
+    ending = _ending(graph, "conv", "global_avg_pool", "reshape")
+    if not ending or not _is_pointwise(graph, ending[0]):
+        return graph
+    conv, pool, flat = ending
+    channels = graph[conv.inputs[0]].shape[0]
+    moved = {
+        conv.name: pool.replace(inputs=conv.inputs, shape=(channels, *pool.shape[1:])),
+        pool.name: conv.replace(inputs=(pool.name,), shape=pool.shape),
+        flat.name: flat.replace(inputs=(conv.name,)),
+    }
+    return rebuild(graph, [moved.get(node.name, node) for node in graph.nodes])
+
+
 def _linear_from_pointwise(graph: Graph) -> Graph:
     """A 1x1 convolution of a 1x1 map that ends the network as a linear layer: its logits need no rounding."""
-    users = graph.users()
-    parameters, nodes = {}, []
-    for node in graph.nodes:
-        ends = [user for user in users[node.name] if user.op == "reshape" and user.name == graph.output]
-        if node.op == "conv" and ends and len(users[node.name]) == 1 and _is_pointwise(graph, node):
-            weight = graph.parameters[node.parameters["weight"]]
-            key = f"{node.name}/matrix"
-            parameters[key] = weight.flatten(1)
-            flat = f"{node.name}.flatten"
-            nodes.append(Node(flat, "reshape", node.inputs, (weight.shape[1],), place=node.place))
-            keys = {**node.parameters, "weight": key}
-            nodes.append(Node(node.name, "linear", (flat,), (weight.shape[0],), {}, keys, node.place))
-        else:
-            nodes.append(node)
-    return rebuild(graph, nodes, parameters=parameters)
+    ending = _ending(graph, "conv", "reshape")
+    if not ending or not _is_pointwise(graph, ending[0]) or math.prod(ending[0].shape[1:]) != 1:
+        return graph
+    conv, _ = ending
+    weight = graph.parameters[conv.parameters["weight"]].flatten(1)
+    key, flat = f"{conv.name}/matrix", f"{conv.name}.flatten"
+    linear = [
+        Node(flat, "reshape", conv.inputs, (weight.shape[1],), place=conv.place),
+        Node(conv.name, "linear", (flat,), (weight.shape[0],), {}, {**conv.parameters, "weight": key}, conv.place),
+    ]
+    nodes = [part for node in graph.nodes for part in (linear if node.name == conv.name else [node])]
+    return rebuild(graph, nodes, parameters={key: weight})
+
+
+def _ending(graph: Graph, *ops: str) -> tuple[Node, ...]:
+    """The nodes of these operations that make the logits one after the other, or none: nothing else can read them."""
+    _, name = quantized_part(graph)
+    found: list[Node] = []
+    for op in reversed(ops):
+        node = graph[name]
+        if node.op != op:
+            return ()
+        found.insert(0, node)
+        name = node.inputs[0]
+    return tuple(found)
+
+
+def _is_pointwise(graph: Graph, conv: Node) -> bool:
+    """Whether each result of a convolution comes from one position, and every position has one."""
+    a, kernel = conv.attributes, graph.parameters[conv.parameters["weight"]].shape[2:]
+    return {*kernel, *a["stride"], a["groups"]} == {1} and not any(a["pads"])
 
 
 def _reshape_from_transpose(graph: Graph) -> Graph:
@@ -188,9 +226,3 @@ def _reshape_from_transpose(graph: Graph) -> Graph:
                 node = node.replace(op="reshape", attributes={})
         nodes.append(node)
     return rebuild(graph, nodes)
-
-
-def _is_pointwise(graph: Graph, node: Node) -> bool:
-    weight = graph.parameters[node.parameters["weight"]]
-    source = graph[node.inputs[0]].shape
-    return all(n == 1 for n in (*weight.shape[2:], *source[1:])) and node.attributes["groups"] == 1

@@ -204,8 +204,17 @@ def softmax_end() -> nn.Module:
     )
 
 
+def squeeze_end() -> nn.Module:
+    """SqueezeNet's ending: the classifier is a convolution with an activation, the logits are a mean."""
+    return Net(
+        lambda m, x: F.adaptive_avg_pool2d(F.relu(m.last(F.relu(m.a(x)))), 1).view(x.shape[0], -1),
+        a=conv_bn(3, 8),
+        last=nn.Conv2d(8, 5, 1),
+    )
+
+
 def conv_end() -> nn.Module:
-    """SqueezeNet's ending: the classifier is a convolution, the logits are a mean."""
+    """DarkNet's ending: the classifier is a convolution, the logits are a mean."""
     return Net(
         lambda m, x: F.adaptive_avg_pool2d(m.last(F.relu(m.a(x))), 1).view(x.shape[0], -1),
         a=conv_bn(3, 8),
@@ -357,6 +366,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         split_and_slice,
         dropout_and_view,
         softmax_end,
+        squeeze_end,
         conv_end,
         pointwise_end,
         upsampled,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -134,8 +135,35 @@ def test_a_pointwise_convolution_that_ends_the_network_is_a_linear_layer() -> No
     assert [node.name for node in graph.of("conv")] == ["a.0"]
 
 
-def test_a_convolution_before_the_last_pooling_stays() -> None:
-    assert len(canonicalize(captured("conv_end")).of("conv")) == 2
+def test_a_pointwise_convolution_before_the_last_pooling_is_a_linear_layer_behind_it() -> None:
+    graph = canonicalize(captured("conv_end"))
+    assert ops(graph) == ["conv", "batch_norm", "relu", "global_avg_pool", "reshape", "linear"]
+    assert graph["global_avg_pool"].shape == (8, 1, 1)
+
+
+def convolution_before_pooling(kernel: int = 1, **change: object) -> Graph:
+    window = {"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1, **change}
+    nodes = (
+        Node(INPUT, INPUT, (), SHAPE),
+        Node("conv", "conv", (INPUT,), (4, 4, 4), window, {"weight": "w"}),
+        Node("pool", "global_avg_pool", ("conv",), (4, 1, 1)),
+        Node("flat", "reshape", ("pool",), (4,)),
+        Node("probabilities", "softmax", ("flat",), (4,), {"axis": 1}),
+    )
+    return Graph(nodes, {"w": torch.randn(4, 2 // int(window["groups"]), kernel, kernel)}, "probabilities")
+
+
+def test_what_a_softmax_reads_is_a_linear_layer_too() -> None:
+    graph = canonicalize(convolution_before_pooling())
+    assert ops(graph) == ["global_avg_pool", "reshape", "linear", "softmax"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"stride": (2, 2)}, {"pads": (1, 0, 0, 0)}, {"groups": 2}, {"kernel": 3, "pads": (1, 1, 1, 1)}],
+)
+def test_a_convolution_that_is_not_pointwise_stays_before_the_last_pooling(change: dict[str, Any]) -> None:
+    assert ops(canonicalize(convolution_before_pooling(**change)))[0] == "conv"
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -113,7 +113,7 @@ def test_no_range_grows_beyond_the_clip_that_it_stands_for() -> None:
 
 
 def test_answers_that_are_rounded_keep_their_range() -> None:
-    state = calibrated(folded("conv_end"), W4A4)
+    state = calibrated(folded("squeeze_end"), W4A4)
     group = state.plan.tensors[state.graph.output].group
     wide = {**state.affines, group: Affine(state.affines[group].scale * 4, state.affines[group].zero_point)}
     given, whole = images(count=16), dataclasses.replace(state, affines=wide)
