@@ -90,7 +90,7 @@ class TunedProgram(FakeQuantProgram):
 
     def _weight(self, node: Node, held: Mapping[str, Tensor]) -> Tensor:
         codes, qmax = self.codes[self.layers[node.name]], self.plan.weights[node.name].qmax
-        return fake_quantize(codes, torch.ones(()), 0, -qmax, qmax) * over_channels(self.scales(node.name), codes)
+        return fake_quantize(codes, codes.new_ones(()), 0, -qmax, qmax) * over_channels(self.scales(node.name), codes)
 
     def _held(self, node: Node) -> dict[str, Tensor]:
         held = super()._held(node)
@@ -103,10 +103,10 @@ class TunedProgram(FakeQuantProgram):
         parameters, scales = dict(self.graph.parameters), dict(self.start.weight_scales)
         for layer in self.layers:
             roles = self.graph[layer].parameters
-            parameters[roles["weight"]] = self._weight(self.graph[layer], {}).clone()
-            scales[layer] = self.scales(layer).clone()
+            parameters[roles["weight"]] = self._weight(self.graph[layer], {}).cpu().clone()
+            scales[layer] = self.scales(layer).cpu().clone()
             if "bias" in roles:
-                parameters[roles["bias"]] = self.bias(layer).clone()
+                parameters[roles["bias"]] = self.bias(layer).cpu().clone()
         affines = {
             group: Affine(float(self.step(group)), affine.zero_point) for group, affine in self.start.affines.items()
         }
@@ -123,6 +123,7 @@ def tune(
     progress: Progress,
     stopwatch: Stopwatch | None = None,
     checkpoint: Checkpoint | None = None,
+    device: str = "cpu",
 ) -> Quantized:
     """Trains the whole network to return what `exact`, the same network in float, returns.
 
@@ -130,7 +131,7 @@ def tune(
     where it is no number any more, nothing was learned.
     """
     stopwatch, checkpoint = stopwatch or Stopwatch(None), checkpoint or Checkpoint()
-    program, teacher = TunedProgram(quantized).train(), FloatProgram(exact)
+    program, teacher = TunedProgram(quantized).train().to(device), FloatProgram(exact).to(device)
     optimizer = torch.optim.Adam(_groups(program, schedule))
     rates = [group["lr"] for group in optimizer.param_groups]
     points = [name for name in block_outputs(quantized) if name != quantized.graph.output]
@@ -155,7 +156,7 @@ def tune(
             group["lr"] = slower * rate * half_cosine(step / steps)
         randomness = randomness_of(seed, step)
         chosen = torch.randint(0, len(images), (schedule.batch,), generator=randomness)
-        batch = jitter(images[chosen], schedule.shift, randomness)
+        batch = jitter(images[chosen].to(device), schedule.shift, randomness)
         if is_large(batch.shape[1:]):  # where the kernels of depthwise layers take a fifth less in this layout
             batch = batch.contiguous(memory_format=torch.channels_last)
         loss = loss_of(program, teacher, batch, points, guidance=1.0 - schedule.release * step / steps)
@@ -164,7 +165,7 @@ def tune(
             return quantized
         start = value if step == 0 else start
         if value > LOST * start:  # Adam would need hundreds of steps to forget such gradients
-            program = TunedProgram(quantized).train()
+            program = TunedProgram(quantized).train().to(device)
             optimizer = torch.optim.Adam(_groups(program, schedule))
             slower /= 2
             continue

@@ -40,7 +40,8 @@ def quantize_to_nearest(task: Task, images: Sequence[Tensor]) -> Quantized:
     settings = task.settings
     program = FloatProgram(task.folded).to(settings.device)
     task.progress("finding ranges", 0, 1)
-    ranges = observe(program, task.plan, images, method=settings.ranges)
+    batches = [batch.to(settings.device) for batch in images]
+    ranges = observe(program, task.plan, batches, method=settings.ranges)
     task.progress("finding ranges", 1, 1)
     return round_to_nearest(task, affines_from_ranges(task.plan, ranges))
 

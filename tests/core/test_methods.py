@@ -19,7 +19,7 @@ from gdfq_export.models.sources import LoadedModel
 from gdfq_export.pipeline import prepare, quantize_model
 from gdfq_export.plan import BitWidths
 from gdfq_export.progress import silent
-from gdfq_export.settings import Distillation, Schedule, Settings, Tuning, schedule_for
+from gdfq_export.settings import Distillation, Schedule, Settings, Tuning, is_large, schedule_for
 from gdfq_export.synthesis import Teacher
 
 SHORT = Schedule(batch=16, warmup_steps=4, steps=4, steps_per_epoch=2, calibration_images=32)
@@ -115,3 +115,15 @@ def test_the_student_has_the_optimizer_that_is_asked_for(network: LoadedModel) -
     assert isinstance(kinds["adam"], torch.optim.Adam)
     assert all(group["nesterov"] for group in kinds["sgd"].param_groups)
     assert all(group["weight_decay"] == 0.0 for group in kinds["adam"].param_groups)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("side", [16, 96])  # images of CIFAR's kind and of ImageNet's
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_runs_on_a_gpu(method: str, side: int, network: LoadedModel) -> None:
+    large = dataclasses.replace(network, input_size=(3, side, side))
+    tuning = Tuning(2, 8, leaves=1.0 if is_large(large.input_size) else 0.0)
+    task = dataclasses.replace(settings(method), device="cuda", tuning=tuning, weighing=2)
+    exported = quantize_model(prepare(large, task), task)
+    assert exported.outcome.held_back.device.type == "cpu"
+    assert 0 <= exported.error < 1
