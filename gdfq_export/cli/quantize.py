@@ -247,6 +247,7 @@ def quantize(
     from gdfq_export.cli.image_folder import ImageFolder
     from gdfq_export.distributed import joined, rank
     from gdfq_export.image_store import ImageStore
+    from gdfq_export.memory import keep_freed_memory
     from gdfq_export.models.sources import load_model
     from gdfq_export.pipeline import prepare, run
     from gdfq_export.plan import BitWidths
@@ -265,6 +266,7 @@ def quantize(
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda needs a GPU and a CUDA build of PyTorch, and neither is here: use --device cpu")
+    keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     files = companions_of(out)

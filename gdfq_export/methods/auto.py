@@ -1,7 +1,7 @@
 """An anytime ladder: each rung costs more than the one before, and the state that agrees best is kept.
 
 nearest        ranges from optimised images, weights rounded to nearest
-corrected      ... and biases that bring each layer's mean back (DFQ)
+corrected      ... and biases that bring each layer's mean back (DFQ), unless `fitted` follows
 equalized      channels of equal range first, then ranges and biases
 fitted         ... where images are of ImageNet's kind, channels of equal range only where the answers gain by it, and
                ranges as the answers want them (`separate_errors.py`)
@@ -90,7 +90,8 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
     plain = ladder.add("nearest", nearest)
     if ladder.is_good():
         return
-    ladder.add("corrected", correct_by_images(nearest, images))
+    if not settings.weighing or stopwatch.is_over():  # before weighing, it is not worth a twentieth of the time
+        ladder.add("corrected", correct_by_images(nearest, images))
     if ladder.is_good() or stopwatch.is_over():
         return
     graph, _ = equalized_network(task, absorb=False)  # absorbing is exact only where no value leaves what is usual

@@ -89,11 +89,17 @@ def weighing(asked: Task, count: int) -> Task:
     return dataclasses.replace(asked, settings=dataclasses.replace(asked.settings, weighing=count))
 
 
-@pytest.mark.parametrize(("scores", "rungs"), [([1.0, 0.9, 0.8, 0.7, 0.6], 5), ([1.0, 0.9, ENOUGH / 2], 3)])
-def test_where_roundings_are_weighed_fitting_takes_the_place_of_equalizing(scores: list[float], rungs: int) -> None:
+@pytest.mark.parametrize(("scores", "rungs"), [([1.0, 0.8, 0.7, 0.6], 4), ([1.0, ENOUGH / 2], 2)])
+def test_where_roundings_are_weighed_fitting_comes_at_once(scores: list[float], rungs: int) -> None:
     ladder = scoring(scores)
     climb(weighing(task(), 4), ladder, images(count=8), Stopwatch(None))
-    assert list(ladder.scores) == [*RUNGS[:2], "fitted", *RUNGS[3:]][:rungs]
+    assert list(ladder.scores) == ["nearest", "fitted", *RUNGS[3:]][:rungs]
+
+
+def test_biases_are_corrected_where_no_time_is_left_for_weighing() -> None:
+    ladder = scoring([1.0, 0.9])
+    climb(weighing(task(), 4), ladder, images(count=8), Stopwatch(0.0))
+    assert list(ladder.scores) == RUNGS[:2]
 
 
 def test_second_order_rounding_starts_from_the_fitted_state(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +108,7 @@ def test_second_order_rounding_starts_from_the_fitted_state(monkeypatch: pytest.
     begun: list[Quantized] = []
     monkeypatch.setattr(module, "fit", lambda *rest: fitted.append(fit(*rest)[0]) or (fitted[0], rest[0].folded))
     monkeypatch.setattr(module, "round_by_second_order", lambda state, *rest: begun.append(state) or state)
-    climb(weighing(task(), 4), scoring([1.0, 0.9, 2.0, 0.6, 0.5]), images(count=8), Stopwatch(None))
+    climb(weighing(task(), 4), scoring([1.0, 2.0, 0.6, 0.5]), images(count=8), Stopwatch(None))
     assert begun == fitted
 
 

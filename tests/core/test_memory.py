@@ -1,0 +1,44 @@
+"""What is freed is used again, without page faults."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource
+import torch
+from gdfq_export.memory import keep_freed_memory
+
+if {keep}:
+    assert keep_freed_memory()
+for _ in range(20):  # until what is free has grown together
+    torch.ones(1 << 24)  # 64 MB
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    torch.ones(1 << 24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(keep: bool) -> int:
+    """Of three large tensors, in a process of their own."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS.format(keep=keep)], capture_output=True, text=True, timeout=120, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such options")
+def test_a_large_tensor_takes_the_pages_of_the_one_before() -> None:
+    assert page_faults(keep=True) < 100 < page_faults(keep=False)
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gdfq_export import memory
+
+    monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("", ""))
+    assert not memory.keep_freed_memory()
