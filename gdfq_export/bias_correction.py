@@ -37,7 +37,8 @@ def correct_by_moments(quantized: Quantized, moments: Mapping[str, Moments]) -> 
 def correct_by_images(quantized: Quantized, images: Tensor) -> Quantized:
     """Empirical correction: each layer's mean output over the images becomes that of the float network.
 
-    One pass does for all layers: a layer is corrected before the next one sees its output.
+    One pass, which runs where the images are, does for all layers: a layer is corrected before the next one sees its
+    output.
     """
     wanted: dict[str, Tensor] = {}
 
@@ -45,10 +46,10 @@ def correct_by_images(quantized: Quantized, images: Tensor) -> Quantized:
         if name in quantized.plan.weights:
             wanted[name] = value.mean((0, *range(2, value.ndim)))
 
-    FloatProgram(quantized.graph)(images, note)
-    program = _Corrected(quantized, wanted)
+    FloatProgram(quantized.graph).to(images.device)(images, note)
+    program = _Corrected(quantized, wanted).to(images.device)
     program(images)
-    return _with_shifts(quantized, program.shifts)
+    return _with_shifts(quantized, {name: shift.cpu() for name, shift in program.shifts.items()})
 
 
 class _Corrected(FakeQuantProgram):

@@ -42,7 +42,7 @@ def dead_leaves(spec: ImageSpec, count: int, seed: int) -> Tensor:
 def with_leaves(images: Tensor, spec: ImageSpec, share: float, seed: int) -> Tensor:
     """The images, and behind them `share` times as many of dead leaves."""
     count = round(share * len(images))
-    return torch.cat([images, dead_leaves(spec, count, seed)]) if count else images
+    return torch.cat([images, dead_leaves(spec, count, seed).to(images.device)]) if count else images
 
 
 @dataclass(frozen=True, eq=False)

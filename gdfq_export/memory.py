@@ -20,5 +20,5 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    options = {MMAP_MAX: 0, TRIM_THRESHOLD: NEVER, TOP_PAD: STEP}
-    return all([mallopt(option, value) == 1 for option, value in options.items()])
+    done = [mallopt(*option) for option in ((MMAP_MAX, 0), (TRIM_THRESHOLD, NEVER), (TOP_PAD, STEP))]
+    return all(result == 1 for result in done)

@@ -23,7 +23,7 @@ from torch import Tensor
 from gdfq_export.block_program import largest_step
 from gdfq_export.distributed import agreed
 from gdfq_export.fakequant import fake_quantize
-from gdfq_export.graph import INPUT, Graph, Node
+from gdfq_export.graph import INPUT, Graph, Node, map_parameters
 from gdfq_export.lower import Quantized
 from gdfq_export.ops import KERNELS
 from gdfq_export.passes.equalize import Pair
@@ -40,11 +40,15 @@ RANGES_STAGE, PAIRS_STAGE = "weighing ranges", "weighing scaled channels"
 
 
 class SeparateErrors:
-    """Answers what one rounding alone does to the logits of some images, from the float values of all tensors."""
+    """Answers what one rounding alone does to the logits of some images, from the float values of all tensors.
+
+    It computes where the images are.
+    """
 
     @torch.no_grad()
     def __init__(self, quantized: Quantized, images: Tensor) -> None:
-        self.quantized, self.graph, self.plan = quantized, quantized.graph, quantized.plan
+        self.quantized, self.plan = quantized, quantized.plan
+        self.graph = map_parameters(quantized.graph, lambda value: value.to(images.device))
         self.members: dict[str, set[str]] = {
             group: {spec.name for spec in specs if spec.name in self.plan.sources}
             for group, specs in self.plan.groups().items()
@@ -62,7 +66,8 @@ class SeparateErrors:
     def of_weights(self, layer: str) -> float:
         """The error with a layer's weights rounded to nearest."""
         node = self.graph[layer]
-        weight, scale = self.graph.parameters[node.parameters["weight"]], self.quantized.weight_scales[layer]
+        weight = self.graph.parameters[node.parameters["weight"]]
+        scale = self.quantized.weight_scales[layer].to(weight.device)
         codes = quantize_weight(weight, scale, self.plan.weights[layer].qmax)
         return self._error((), None, {layer: codes * over_channels(scale, weight)})
 

@@ -187,9 +187,10 @@ def tuning_for(preset: str, shape: tuple[int, ...]) -> Tuning:
     outputs, and images of ImageNet's kind are joined by as many of shapes and surfaces.
     """
     if is_large(shape):
-        steps, scale_lr = {"fast": (60, 0.003), "standard": (400, 0.001), "paper": (2000, 0.001)}[preset]
-        shift = max(shape[1:]) // 16
-        return Tuning(steps, batch=16, weight_lr=0.003, hurried_lr=0.003, scale_lr=scale_lr, shift=shift, leaves=1.0)
+        steps, scale_lr = {"fast": (60, 0.003), "standard": (400, 0.001), "paper": (1500, 0.001)}[preset]
+        batch, weight_lr = (32, 0.015) if preset == "paper" else (16, 0.003)
+        rates = Tuning(steps, batch, weight_lr, hurried_lr=weight_lr, scale_lr=scale_lr)
+        return dataclasses.replace(rates, shift=max(shape[1:]) // 16, leaves=1.0)
     steps = {"fast": 200, "standard": 1000, "paper": 6000}[preset]
     return Tuning(steps, release=0.0 if preset == "fast" else 1.0)
 

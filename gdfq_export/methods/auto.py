@@ -85,6 +85,7 @@ class Ladder:
 def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> None:
     """One rung after the other."""
     settings = task.settings
+    images = images.to(settings.device)
     batches = torch.split(images, settings.reconstruction.batch)
     nearest = quantize_to_nearest(task, batches)
     plain = ladder.add("nearest", nearest)
@@ -105,7 +106,7 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
         ladder.add("equalized", correct_by_images(equalized, images))
     if ladder.is_good() or stopwatch.is_over():
         return
-    compensated = round_by_second_order(start, images, TARGETS[settings.target], task.progress)
+    compensated = round_by_second_order(start, images.cpu(), TARGETS[settings.target], task.progress)
     ladder.add("second_order", compensated)
     if ladder.is_good() or stopwatch.is_over() or not worth_tuning(task):
         return
