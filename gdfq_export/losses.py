@@ -42,37 +42,37 @@ def stored_statistics(graph: Graph) -> dict[str, Statistics]:
 
 
 class _Moments(torch.autograd.Function):
-    """Mean and biased variance of each column, with one pass over the data in each direction.
+    """Mean and biased variance of each channel, with one pass over the data in the backward direction.
 
     d mean / dx = 1 / M,   d variance / dx = 2 (x - mean) / M
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(M, C) -> (C,), (C,)."""
-        values = rows.float()
-        mean = values.mean(0)
-        variance = (values - mean).square_().sum(0) / len(rows)
-        ctx.save_for_backward(rows, mean)
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, ...) -> (C,), (C,), by what batch norm itself calls in training."""
+        mean, variance = torch.batch_norm_update_stats(x.float(), None, None, 0.0)
+        ctx.save_for_backward(x, mean)
         return mean, variance
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """(C,), (C,) -> (M, C)."""
-        rows, mean = ctx.saved_tensors
-        slope = gradients[1] * (2 / len(rows))
-        offset = gradients[0] / len(rows) - slope * mean
-        return torch.addcmul(offset.to(rows.dtype), rows, slope.to(rows.dtype))
+        """(C,), (C,) -> (N, C, ...)."""
+        x, mean = ctx.saved_tensors
+        count = x.numel() // x.shape[1]
+        slope = gradients[1] * (2 / count)
+        offset = gradients[0] / count - slope * mean
+        shape = (-1, *[1] * (x.ndim - 2))
+        return torch.addcmul(offset.to(x.dtype).view(shape), x, slope.to(x.dtype).view(shape))
 
 
 def batch_statistics(value: Tensor) -> Statistics:
-    """Statistics of a batch norm's input (N, C, ...); free of copies when the channels are last in memory."""
-    rows = value.movedim(1, -1).reshape(-1, value.shape[1])  # (N * space, C)
+    """Statistics of a batch norm's input (N, C, ...)."""
     if size() > 1:  # the whole batch lies in parts with several processes
-        count, values = size() * len(rows), rows.float()
-        mean = sum_over_all(values.sum(0)) / count
-        return Statistics(mean, sum_over_all((values - mean).square().sum(0)) / count)
-    mean, variance = _Moments.apply(rows)  # type: ignore[no-untyped-call]
+        rows = value.movedim(1, -1).reshape(-1, value.shape[1]).float()  # (N * space, C)
+        count = size() * len(rows)
+        mean = sum_over_all(rows.sum(0)) / count
+        return Statistics(mean, sum_over_all((rows - mean).square().sum(0)) / count)
+    mean, variance = _Moments.apply(value)  # type: ignore[no-untyped-call]
     return Statistics(mean, variance)
 
 
