@@ -17,8 +17,19 @@ STEP = 1 << 28  # bytes that the heap grows by at least
 
 def keep_freed_memory() -> bool:
     """Lets freed tensors stay in the process's heap from now on; whether this C library knows how."""
-    if platform.libc_ver()[0] != "glibc":
+    library = _glibc()
+    if library is None:
         return False
-    mallopt = ctypes.CDLL(None).mallopt
-    done = [mallopt(*option) for option in ((MMAP_MAX, 0), (TRIM_THRESHOLD, NEVER), (TOP_PAD, STEP))]
+    done = [library.mallopt(*option) for option in ((MMAP_MAX, 0), (TRIM_THRESHOLD, NEVER), (TOP_PAD, STEP))]
     return all(result == 1 for result in done)
+
+
+def hand_back_freed_memory() -> None:
+    """Between two kinds of work: what the first has left in pieces is of little use to the second."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

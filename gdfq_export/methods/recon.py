@@ -15,6 +15,7 @@ from gdfq_export.end_to_end import tune
 from gdfq_export.graph import Graph
 from gdfq_export.image_store import facts_of
 from gdfq_export.lower import Quantized
+from gdfq_export.memory import hand_back_freed_memory
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.reconstruct import reconstruct
@@ -79,6 +80,7 @@ def make_images(task: Task, teacher: Teacher, stopwatch: Stopwatch) -> Images:
     made = None if begun else task.store.load(facts)
     if made is None:
         made = distil_images(teacher, task.image, schedule, settings.seed, task.progress, task.checkpoint)
+        hand_back_freed_memory()
         task.store.save(made, facts)
     else:
         task.checkpoint.save(IMAGES_STAGE, {"pixels": made.pixels, "labels": made.labels})

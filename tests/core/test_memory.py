@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import platform
+import resource
 import subprocess
 import sys
 
 import pytest
+
+from gdfq_export import memory
 
 FAULTS = """
 import resource
@@ -37,8 +40,31 @@ def test_a_large_tensor_takes_the_pages_of_the_one_before() -> None:
     assert page_faults(keep=True) < 100 < page_faults(keep=False)
 
 
-def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gdfq_export import memory
+RESIDENT = """
+import torch
+from gdfq_export.memory import hand_back_freed_memory, keep_freed_memory
 
+def pages():
+    return int(open("/proc/self/statm").read().split()[1])
+
+keep_freed_memory()
+tensors = [torch.ones(1 << 22) for _ in range(16)]  # 16 MB each
+last = torch.ones(1 << 10)  # above them all
+del tensors
+kept = pages()
+hand_back_freed_memory()
+print(kept - pages())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such function")
+def test_memory_is_handed_back_from_the_middle_of_the_heap() -> None:
+    done = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, text=True, timeout=120, check=True)
+    assert int(done.stdout) * resource.getpagesize() > 200e6
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(memory.ctypes, "CDLL", None)
     assert not memory.keep_freed_memory()
+    memory.hand_back_freed_memory()
