@@ -27,6 +27,7 @@ from gdfq_export.dead_leaves import with_leaves
 from gdfq_export.distributed import agreed
 from gdfq_export.graph import Graph
 from gdfq_export.lower import TARGETS, Quantized
+from gdfq_export.memory import hand_back_freed_memory
 from gdfq_export.methods.calibrate import quantize_to_nearest, round_to_nearest
 from gdfq_export.methods.dfq import equalized_network
 from gdfq_export.methods.recon import judges, learn_as_a_whole, make_images, seen_and_held_back
@@ -75,6 +76,7 @@ class Ladder:
         if value < min(self.scores.values(), default=float("inf")):
             self.best = state
         self.scores[name] = value
+        hand_back_freed_memory()
         return value
 
     def is_good(self) -> bool:
@@ -130,7 +132,9 @@ def fit(task: Task, plain: Quantized, scaled: Quantized, images: Tensor) -> tupl
         for group, specs in task.plan.groups().items()
     }
     nearest = round_to_nearest(dataclasses.replace(task, folded=graph), affines)
-    return fit_ranges(nearest, weighed, task.progress), graph
+    fitted = fit_ranges(nearest, weighed, task.progress)
+    hand_back_freed_memory()
+    return fitted, graph
 
 
 def worth_tuning(task: Task) -> bool:
