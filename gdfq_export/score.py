@@ -20,7 +20,7 @@ from gdfq_export.synthesis import Teacher
 
 BATCH = 32
 POINTS, CROWDING = 32.0, 0.4  # points of top-1 for an error of 1 with ten classes, and how they grow with the classes
-SPREAD, SLACK = 2.0, 0.3  # bounds of the forecast: a factor either way, and points that chance alone takes
+SPREAD, SLACK = 2.0, 0.3  # bounds of the forecast: a factor either way, and points that chance alone takes or gives
 
 
 class LogitError:
@@ -55,7 +55,7 @@ def logit_error(student: FakeQuantProgram, teacher: Teacher, images: Tensor) -> 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Points of top-1 that a network is expected to lose on real images, and between which bounds."""
+    """Points of top-1 that a network is expected to lose on real images, and between which bounds; below 0 it gains."""
 
     drop: float
     low: float
@@ -70,7 +70,7 @@ def forecast(error: float, classes: int) -> Forecast:
     states of the embedded network on training images; `benchmarks/forecast.py` measures how often they are right.
     """
     drop = min(POINTS * error * (max(classes, 2) / 10) ** CROWDING, 100.0)
-    return Forecast(drop, drop / SPREAD, min(drop * SPREAD + SLACK, 100.0))
+    return Forecast(drop, drop / SPREAD - SLACK, min(drop * SPREAD + SLACK, 100.0))
 
 
 def centred(logits: Tensor) -> Tensor:
