@@ -31,6 +31,7 @@ from gdfq_export.plan import holds_pixels
 from gdfq_export.progress import Progress, silent
 from gdfq_export.quantizers import Affine, over_channels, quantize_weight
 from gdfq_export.score import LogitError
+from gdfq_export.stopwatch import Stopwatch
 
 NARROWER, WIDER = 0.8, 1.25  # by which a range shrinks or grows at a time
 NARROWEST = 4  # steps at most
@@ -104,8 +105,10 @@ def _with_mean_of(exact: Tensor, value: Tensor) -> Tensor:
     return value + (exact - value).mean([0, *range(2, value.ndim)], keepdim=True)
 
 
-def fit_ranges(quantized: Quantized, images: Tensor, progress: Progress = silent) -> Quantized:
-    """Scales of activations with which the answers are kept best, each for itself.
+def fit_ranges(
+    quantized: Quantized, images: Tensor, progress: Progress = silent, stopwatch: Stopwatch | None = None
+) -> Quantized:
+    """Scales of activations with which the answers are kept best, each for itself, as far as there is time.
 
     But not those of answers that are themselves rounded: a finer grid that clips the largest of them may be nearer to
     all, and makes equals of the classes that matter.
@@ -113,11 +116,16 @@ def fit_ranges(quantized: Quantized, images: Tensor, progress: Progress = silent
     errors, affines = SeparateErrors(quantized, images), dict(quantized.affines)
     groups = [group for group in errors.members if group != errors.answers]
     found: dict[str, float] = {}
+    stopwatch = stopwatch or Stopwatch(None)
     for group in groups:
+        if stopwatch.is_over():
+            break
         found[group] = errors.of_group(group, affines[group])
         progress(RANGES_STAGE, len(found), 2 * len(groups))
     worth = _largest(found, COVERED)
     for done, group in enumerate(worth, 1):
+        if stopwatch.is_over():
+            break
         affines[group] = _best_range(errors, group, affines[group], found[group])
         progress(RANGES_STAGE, len(found) + done * len(found) / len(worth), 2 * len(found))
     return dataclasses.replace(quantized, affines=affines)
@@ -149,22 +157,31 @@ def _largest(errors: Mapping[str, float], share: float) -> list[str]:
 
 
 def pairs_worth_scaling(
-    plain: Quantized, scaled: Quantized, pairs: Sequence[Pair], images: Tensor, progress: Progress = silent
+    plain: Quantized,
+    scaled: Quantized,
+    pairs: Sequence[Pair],
+    images: Tensor,
+    progress: Progress = silent,
+    stopwatch: Stopwatch | None = None,
 ) -> list[Pair]:
     """The pairs whose channels are better scaled, from the network with none and with all of them scaled.
 
-    A pair's scaling changes no value outside of it, so each is judged for itself.
+    A pair's scaling changes no value outside of it, so each is judged for itself; without time for that it stays.
     """
-    total = 2 * len(pairs)
-    before = _costs(plain, pairs, images, lambda done: progress(PAIRS_STAGE, done, total))
-    after = _costs(scaled, pairs, images, lambda done: progress(PAIRS_STAGE, len(pairs) + done, total))
-    return [pair for pair, old, new in zip(pairs, before, after, strict=True) if new < old]
+    total, stopwatch = 2 * len(pairs), stopwatch or Stopwatch(None)
+    before = _costs(plain, pairs, images, stopwatch, lambda done: progress(PAIRS_STAGE, done, total))
+    after = _costs(scaled, pairs, images, stopwatch, lambda done: progress(PAIRS_STAGE, len(pairs) + done, total))
+    return [pair for pair, old, new in zip(pairs, before, after, strict=False) if new < old]
 
 
-def _costs(quantized: Quantized, pairs: Sequence[Pair], images: Tensor, report: Callable[[int], None]) -> list[float]:
-    """What each pair costs in one state; the values of all tensors are freed before those of another are made."""
-    errors, costs = SeparateErrors(quantized, images), []
+def _costs(
+    quantized: Quantized, pairs: Sequence[Pair], images: Tensor, stopwatch: Stopwatch, report: Callable[[int], None]
+) -> list[float]:
+    """What each pair costs in one state, as far as there is time; the values of all tensors are freed at the end."""
+    errors, costs = SeparateErrors(quantized, images), list[float]()
     for pair in pairs:
+        if stopwatch.is_over():
+            break
         costs.append(_cost(errors, pair))
         report(len(costs))
     return costs

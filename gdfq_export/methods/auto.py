@@ -100,7 +100,7 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
     graph, _ = equalized_network(task, absorb=False)  # absorbing is exact only where no value leaves what is usual
     equalized = quantize_to_nearest(dataclasses.replace(task, folded=graph), batches)
     if settings.weighing:
-        start, exact = fit(task, nearest, equalized, images)
+        start, exact = fit(task, nearest, equalized, images, stopwatch)
         ladder.add("fitted", correct_by_images(start, images))
     else:
         even = agreed(ladder.score(equalized))
@@ -115,7 +115,9 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
     ladder.add("tuned", learn_as_a_whole(task, compensated, exact, images, stopwatch))
 
 
-def fit(task: Task, plain: Quantized, scaled: Quantized, images: Tensor) -> tuple[Quantized, Graph]:
+def fit(
+    task: Task, plain: Quantized, scaled: Quantized, images: Tensor, stopwatch: Stopwatch | None = None
+) -> tuple[Quantized, Graph]:
     """Channels scaled pair by pair and ranges tensor by tensor, as the answers want it; and that network in float."""
     settings = task.settings
     most = int(MOST_VALUES / values_in(task.folded) / (1 + settings.tuning.leaves))
@@ -124,7 +126,7 @@ def fit(task: Task, plain: Quantized, scaled: Quantized, images: Tensor) -> tupl
     weighed = with_leaves(strided, task.image, settings.tuning.leaves, settings.seed + WEIGHING_SEED)
     stated = batch_norm_outputs(task.captured, task.folded)
     pairs = [pair for pair in find_pairs(task.folded) if pair.first in stated]
-    worth = pairs_worth_scaling(plain, scaled, pairs, weighed, task.progress)
+    worth = pairs_worth_scaling(plain, scaled, pairs, weighed, task.progress, stopwatch)
     graph, _ = equalized_network(task, absorb=False, only={pair.first for pair in worth})
     moved = {name for pair in worth for name in (pair.first, *pair.path)}
     affines = {
@@ -132,7 +134,7 @@ def fit(task: Task, plain: Quantized, scaled: Quantized, images: Tensor) -> tupl
         for group, specs in task.plan.groups().items()
     }
     nearest = round_to_nearest(dataclasses.replace(task, folded=graph), affines)
-    fitted = fit_ranges(nearest, weighed, task.progress)
+    fitted = fit_ranges(nearest, weighed, task.progress, stopwatch)
     hand_back_freed_memory()
     return fitted, graph
 

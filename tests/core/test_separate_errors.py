@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from gdfq_export.program import FloatProgram
 from gdfq_export.quantizers import Affine, over_channels, quantize_weight
 from gdfq_export.score import LogitError
 from gdfq_export.separate_errors import NARROWER, NARROWEST, SeparateErrors, _largest, fit_ranges, pairs_worth_scaling
+from gdfq_export.stopwatch import Stopwatch
 
 W4A4, W4A8 = BitWidths(4, 4), BitWidths(4, 8)
 
@@ -157,3 +159,24 @@ def test_the_largest_errors_are_searched(share: float, names: list[str]) -> None
 
 def test_without_any_error_nothing_is_searched() -> None:
     assert _largest({"a": 0.0, "b": 0.0}, 0.98) == []
+
+
+def test_without_time_nothing_is_weighed() -> None:
+    state, given = calibrated(folded("plain"), W4A4), images(count=4)
+    assert fit_ranges(state, given, stopwatch=Stopwatch(0.0)).affines == state.affines
+    scaled, plain = scaled_and_plain(nn.ReLU(), W4A4)
+    pairs = find_pairs(plain.graph)
+    assert pairs
+    assert pairs_worth_scaling(plain, scaled, pairs, given, stopwatch=Stopwatch(0.0)) == []
+
+
+def test_what_there_is_no_time_for_any_more_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, given = calibrated(folded("plain"), W4A4), images(count=16)
+    groups = len(SeparateErrors(state, given).members)
+    calls = itertools.count()
+    stopwatch = Stopwatch(None)
+    monkeypatch.setattr(stopwatch, "is_over", lambda: next(calls) > groups)  # after the first search
+    whole, short = fit_ranges(state, given), fit_ranges(state, given, stopwatch=stopwatch)
+    moved = [group for group in state.affines if short.affines[group] != state.affines[group]]
+    assert len(moved) <= 1
+    assert all(short.affines[group] == whole.affines[group] for group in moved)
