@@ -17,7 +17,7 @@ from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.graph import Graph, rebuild
 from gdfq_export.lower import Quantized
 from gdfq_export.moments import Moments, reads
-from gdfq_export.program import FloatProgram
+from gdfq_export.program import FloatProgram, as_many_as_fit
 from gdfq_export.quantizers import over_channels, quantize_weight
 
 
@@ -46,6 +46,7 @@ def correct_by_images(quantized: Quantized, images: Tensor) -> Quantized:
         if name in quantized.plan.weights:
             wanted[name] = value.mean((0, *range(2, value.ndim)))
 
+    images = as_many_as_fit(quantized.graph, images)
     FloatProgram(quantized.graph).to(images.device)(images, note)
     program = _Corrected(quantized, wanted).to(images.device)
     program(images)

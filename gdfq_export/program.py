@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.ops import KERNELS
+
+MOST_VALUES = 1 << 26
 
 
 class FloatProgram(nn.Module):
@@ -42,6 +45,12 @@ class FloatProgram(nn.Module):
                 if self._last_use[name] == index and name != self.graph.output:
                     values.pop(name, None)
         return values[self.graph.output]
+
+
+def as_many_as_fit(graph: Graph, images: Tensor) -> Tensor:
+    """The first images, as many as one pass can take: no tensor over all of them has more than `MOST_VALUES` numbers."""
+    largest = max(math.prod(node.shape) for node in graph.nodes)
+    return images[: max(MOST_VALUES // largest, 1)]
 
 
 @torch.no_grad()

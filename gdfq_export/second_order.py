@@ -24,6 +24,7 @@ from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.graph import INPUT, Node, rebuild
 from gdfq_export.lower import Quantized, Target, is_depthwise
 from gdfq_export.ops import KERNELS, LAYERS, torch_padding
+from gdfq_export.program import as_many_as_fit
 from gdfq_export.progress import Progress, silent
 from gdfq_export.quantizers import over_channels, quantize_weight
 from gdfq_export.saturation import partners
@@ -33,7 +34,6 @@ POSITIONS = 4096  # at least so many are looked at, and four for each weight of 
 FLOAT_NOISE = 1e-9
 MOST_WEIGHTS = 5120  # of an output channel: the rows of longer ones are rounded to nearest, H would be too large
 BLOCK = 128  # columns whose errors reach the others in one product
-MOST_VALUES = 1 << 26  # of one tensor over all images: what limits their number
 CHUNK = 1 << 24  # values that are gathered at a time
 STAGE = "rounding weights"
 
@@ -42,9 +42,8 @@ def round_by_second_order(
     quantized: Quantized, images: Tensor, target: Target, progress: Progress = silent
 ) -> Quantized:
     """Weights on the grid, and biases that keep each layer's mean output over the images."""
-    largest = max(math.prod(node.shape) for node in quantized.graph.nodes)
     program = _Rounding(quantized, target, progress)
-    program(images[: max(MOST_VALUES // largest, 1)])
+    program(as_many_as_fit(quantized.graph, images))
     return program.rounded()
 
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
-import torch
-from stages import folded, images, network
+import math
 
-from gdfq_export.program import FloatProgram, run_taps
+import pytest
+import torch
+from stages import captured, folded, images, network
+
+from gdfq_export.program import FloatProgram, as_many_as_fit, run_taps
 
 
 def test_visit_sees_every_tensor_once_and_in_order() -> None:
@@ -41,3 +44,11 @@ def test_the_program_does_not_share_memory_with_the_network_it_came_from() -> No
     x = images()
     # 1e-6: folding rounds weights to float32 once more than the network does
     assert torch.allclose(FloatProgram(graph)(x), network("pointwise_end")(x), atol=1e-6)
+
+
+def test_no_tensor_of_a_pass_has_too_many_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, x = captured("plain"), images(count=16)
+    largest = max(math.prod(node.shape) for node in graph.nodes)
+    for values, count in ((10 * largest, 10), (largest - 1, 1), (100 * largest, 16)):
+        monkeypatch.setattr("gdfq_export.program.MOST_VALUES", values)
+        assert torch.equal(as_many_as_fit(graph, x), x[:count])
