@@ -48,7 +48,7 @@ class FloatProgram(nn.Module):
 
 
 def as_many_as_fit(graph: Graph, images: Tensor) -> Tensor:
-    """The first images, as many as one pass can take: no tensor over all of them has more than `MOST_VALUES` numbers."""
+    """The first images, as many as one pass takes: no tensor over all of them has more than `MOST_VALUES` numbers."""
     largest = max(math.prod(node.shape) for node in graph.nodes)
     return images[: max(MOST_VALUES // largest, 1)]
 
