@@ -33,8 +33,38 @@ def convolve(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
     begin, end = list(a["pads"][:rank]), list(a["pads"][rank:])
     if begin != end:
         x, begin = F.pad(x, torch_padding(a["pads"])), [0] * rank
-    function = F.conv1d if rank == 1 else F.conv2d if rank == 2 else F.conv3d
-    return function(x, weight, bias, a["stride"], begin, a["dilation"], a["groups"])
+    window = (a["stride"], begin, a["dilation"], a["groups"])
+    if x.requires_grad and not weight.requires_grad and (bias is None or not bias.requires_grad):
+        return torch.as_tensor(_FrozenConvolution.apply(x, weight, bias, window))  # type: ignore[no-untyped-call]
+    return _FUNCTIONS[rank](x, weight, bias, *window)
+
+
+_FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+class _FrozenConvolution(torch.autograd.Function):
+    """A convolution whose weights nothing trains: its gradient needs the input's form, and not the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: tuple[Any, ...]) -> Tensor:
+        """`window`: stride, padding, dilation, groups."""
+        y = _FUNCTIONS[weight.ndim - 2](x, weight, bias, *window)
+        ctx.save_for_backward(weight.to(y.dtype))  # which autocast may have changed
+        ctx.window, ctx.form, ctx.dtype = window, (x.shape, x.stride()), x.dtype
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        """Of x alone."""
+        (gradient,), (weight,) = gradients, ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.window
+        like = gradient.new_empty_strided(*ctx.form)  # whose values nobody reads
+        no_output_padding = (False, [0] * len(padding))
+        found = torch.ops.aten.convolution_backward(
+            *(gradient, like, weight, None, stride, padding, dilation, *no_output_padding, groups),
+            (True, False, False),
+        )
+        return found[0].to(ctx.dtype), None, None, None
 
 
 def max_pool(node: Node, x: Tensor, fill: float) -> Tensor:

@@ -73,3 +73,54 @@ def test_every_class_of_operations_names_operations_of_the_vocabulary(groups: fr
 
 def test_every_operation_that_survives_canonicalization_has_an_onnx_form() -> None:
     assert KERNELS.keys() - EMIT.keys() == {"constant", "hard_sigmoid", "hard_swish"}
+
+
+def gradients(x: torch.Tensor, *results: torch.Tensor) -> list[torch.Tensor]:
+    """Of x, for each result, weighed at random."""
+    weights = torch.randn(results[0].shape, generator=torch.Generator().manual_seed(1))
+    return [torch.autograd.grad((y.float() * weights).sum(), x, retain_graph=True)[0] for y in results]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("groups", "pads"), [(1, (1, 1, 1, 1)), (4, (0, 2, 1, 0))])
+def test_a_frozen_convolution_has_the_gradient_of_any_other(
+    groups: int, pads: tuple[int, ...], layout: torch.memory_format, autocast: bool
+) -> None:
+    x = torch.randn(2, 8, 7, 6).contiguous(memory_format=layout).requires_grad_()
+    frozen, bias = torch.randn(4, 8 // groups, 3, 3), torch.randn(4)
+    trained = frozen.clone().requires_grad_()
+    window = {"stride": (2, 1), "pads": pads, "dilation": (1, 1), "groups": groups}
+    node = Node("n", "conv", ("x",), (), window)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        results = [convolve(node, x, weight, bias) for weight in (frozen, trained)]
+    assert torch.equal(*results)
+    assert torch.equal(*gradients(x, *results))
+
+
+def test_a_frozen_convolution_of_any_rank_has_a_gradient() -> None:
+    for rank in (1, 3):
+        x, weight = torch.randn(2, 3, *[5] * rank).requires_grad_(), torch.randn(4, 3, *[3] * rank)
+        window = {"stride": (1,) * rank, "pads": (1,) * 2 * rank, "dilation": (1,) * rank, "groups": 1}
+        node = Node("n", "conv", ("x",), (), window)
+        results = [convolve(node, x, weights, None) for weights in (weight, weight.clone().requires_grad_())]
+        assert torch.equal(*gradients(x, *results))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_has_the_gradient_of_its_formula(affine: bool) -> None:
+    x = torch.randn(2, 3, 4, 4).requires_grad_()
+    p = {"mean": torch.randn(3), "variance": torch.rand(3) + 0.1}
+    p |= {"weight": torch.randn(3), "bias": torch.randn(3)} if affine else {}
+    found = KERNELS["batch_norm"](Node("n", "batch_norm", ("x",), (), {"eps": 1e-3}), [x], p)
+    wanted = F.batch_norm(x, p["mean"], p["variance"], p.get("weight"), p.get("bias"), eps=1e-3)
+    assert torch.equal(found, wanted)
+    # 1e-6 relative: the factors are multiplied in another order
+    assert torch.allclose(*gradients(x, found, wanted), rtol=1e-6, atol=1e-6)
+
+
+def test_a_clip_passes_gradients_between_its_limits_alone() -> None:
+    x = torch.tensor([-1.0, 0.5, 5.0, 7.0]).requires_grad_()
+    run("clip", x, low=0.0, high=6.0).sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    assert x.grad.tolist() == [0.0, 1.0, 1.0, 0.0]
