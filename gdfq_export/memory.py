@@ -2,7 +2,7 @@
 
 glibc asks the system for every tensor beyond 32 MB anew and hands it back when it is freed, and the system fills each
 page with zeros before it is used. Activations of a batch are of that size, and most operations on them do little else
-than pass over memory: optimising images for darknet_tiny takes a third less time when memory is kept.
+than pass over memory.
 """
 
 from __future__ import annotations

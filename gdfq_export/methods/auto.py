@@ -93,7 +93,7 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
     plain = ladder.add("nearest", nearest)
     if ladder.is_good():
         return
-    if not settings.weighing or stopwatch.is_over():  # before weighing, it is not worth a twentieth of the time
+    if not settings.weighing or stopwatch.is_over():  # `fitted` will have it too
         ladder.add("corrected", correct_by_images(nearest, images))
     if ladder.is_good() or stopwatch.is_over():
         return

@@ -58,9 +58,8 @@ def learn_blocks(task: Task, start: Quantized, images: Tensor, stopwatch: Stopwa
 def learn_as_a_whole(task: Task, start: Quantized, exact: Graph, images: Tensor, stopwatch: Stopwatch) -> Quantized:
     """End-to-end tuning towards the float network `exact`, with what is left of the budget."""
     settings = task.settings
-    images = with_leaves(images, task.image, settings.tuning.leaves, settings.seed)
-    progress, checkpoint, device = task.progress, task.checkpoint, settings.device
-    return tune(start, exact, images, settings.tuning, settings.seed, progress, stopwatch, checkpoint, device)
+    images = with_leaves(images.to(settings.device), task.image, settings.tuning.leaves, settings.seed)
+    return tune(start, exact, images, settings.tuning, settings.seed, task.progress, stopwatch, task.checkpoint)
 
 
 def make_images(task: Task, teacher: Teacher, stopwatch: Stopwatch) -> Images:
