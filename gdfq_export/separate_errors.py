@@ -15,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import ChainMap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,8 +34,9 @@ from gdfq_export.quantizers import Affine, over_channels, quantize_weight
 from gdfq_export.score import LogitError
 from gdfq_export.stopwatch import Stopwatch
 
-NARROWER, WIDER = 0.8, 1.25  # by which a range shrinks or grows at a time
-NARROWEST = 4  # steps at most
+FACTOR = 1.25  # by which a range grows or shrinks at a time
+NARROWEST, WIDEST = -4, 3  # times
+LARGER = 0.5  # weight of the error with values that are `FACTOR` times as large
 COVERED = 0.98  # of all error: the rest is spread over groups too small to be worth a search
 WEIGHTS_SHARE = 0.5  # of the error of weights rounded to nearest is left by better rounding
 RANGES_STAGE, PAIRS_STAGE = "weighing ranges", "weighing scaled channels"
@@ -62,30 +64,37 @@ class SeparateErrors:
 
     def of_group(self, group: str, affine: Affine) -> float:
         """The error with a group's tensors rounded to a grid."""
-        return self._error(self.members[group], affine, {})
+        return self._error({group: affine}, {})
 
-    def of_weights(self, layer: str) -> float:
-        """The error with a layer's weights rounded to nearest."""
-        node = self.graph[layer]
-        weight = self.graph.parameters[node.parameters["weight"]]
+    def of_groups(self, groups: Iterable[str]) -> float:
+        """The error with the tensors of several groups rounded to their own grids."""
+        return self._error({group: self.quantized.affines[group] for group in groups}, {})
+
+    def of_weights(self, *layers: str) -> float:
+        """The error with the weights of some layers rounded to nearest."""
+        return self._error({}, {layer: self._rounded(layer) for layer in layers})
+
+    def _rounded(self, layer: str) -> Tensor:
+        weight = self.graph.parameters[self.graph[layer].parameters["weight"]]
         scale = self.quantized.weight_scales[layer].to(weight.device)
         codes = quantize_weight(weight, scale, self.plan.weights[layer].qmax)
-        return self._error((), None, {layer: codes * over_channels(scale, weight)})
+        return codes * over_channels(scale, weight)
 
     @torch.no_grad()
-    def _error(self, rounded: Collection[str], affine: Affine | None, weights: Mapping[str, Tensor]) -> float:
+    def _error(self, affines: Mapping[str, Affine], weights: Mapping[str, Tensor]) -> float:
         """Computes again only what the rounding reaches."""
+        grids = {name: affine for group, affine in affines.items() for name in self.members[group]}
         changed: dict[str, Tensor] = {}
         values = ChainMap(changed, self.exact)
         for node in self.graph.nodes:
             reached = node.name in weights or any(name in changed for name in node.inputs)
-            if not reached and node.name not in rounded:
+            if not reached and node.name not in grids:
                 continue
             value = self._compute(node, values, weights) if reached else self.exact[node.name]
             if node.name in weights:
                 value = _with_mean_of(self.exact[node.name], value)
-            if node.name in rounded and affine is not None:
-                spec = self.plan.tensors[node.name]
+            if node.name in grids:
+                spec, affine = self.plan.tensors[node.name], grids[node.name]
                 scale = torch.tensor(affine.scale * spec.factor)
                 value = _with_mean_of(value, fake_quantize(value, scale, affine.zero_point, 0, spec.qmax))
             changed[node.name] = value
@@ -132,18 +141,31 @@ def fit_ranges(
 
 
 def _best_range(errors: SeparateErrors, group: str, affine: Affine, error: float) -> Affine:
-    """Shrinks the range while that helps; where it never did, lets it grow, within a clip that it stands for."""
-    best, limit = affine, largest_step(errors.plan.groups()[group], affine)
-    for factor, most in ((NARROWER, NARROWEST), (WIDER, 1)):
-        for _ in range(most):
-            tried = Affine(min(best.scale * factor, limit), best.zero_point)
-            found = errors.of_group(group, tried)
-            if found >= error:
-                break
-            best, error = tried, found
-        if best is not affine:
+    """Shrinks the range while that helps; where it never did, lets it grow, within a clip that it stands for.
+
+        error(r) + LARGER * error(r / FACTOR),   r the range
+
+    The second term is the error with values that are FACTOR times as large, which other images than these few have:
+    by the first alone ranges come out too narrow, and clipping costs far more than coarser steps.
+    """
+    limit, known = largest_step(errors.plan.groups()[group], affine), {0: error}
+
+    def moved(steps: int) -> Affine:
+        return Affine(min(affine.scale * FACTOR**steps, limit), affine.zero_point) if steps else affine
+
+    def cost(steps: int) -> float:
+        for needed in (steps, steps - 1):
+            if needed not in known:
+                known[needed] = errors.of_group(group, moved(needed))
+        return known[steps] + LARGER * known[steps - 1]
+
+    best = 0
+    for direction, last in ((-1, NARROWEST), (1, WIDEST)):
+        while best != last and cost(best + direction) < cost(best):
+            best += direction
+        if best:
             break
-    return best
+    return moved(best)
 
 
 def _largest(errors: Mapping[str, float], share: float) -> list[str]:
@@ -156,6 +178,14 @@ def _largest(errors: Mapping[str, float], share: float) -> list[str]:
     return names
 
 
+@dataclass(frozen=True)
+class Touched:
+    """What a change of the network that keeps its answers moves: nothing outside of it."""
+
+    tensors: frozenset[str]
+    layers: tuple[str, ...]  # whose weights are rounded differently
+
+
 def pairs_worth_scaling(
     plain: Quantized,
     scaled: Quantized,
@@ -164,35 +194,53 @@ def pairs_worth_scaling(
     progress: Progress = silent,
     stopwatch: Stopwatch | None = None,
 ) -> list[Pair]:
-    """The pairs whose channels are better scaled, from the network with none and with all of them scaled.
+    """The pairs whose channels are better scaled, from the network with none and with all of them scaled."""
+    touched = [Touched(frozenset({pair.first, *pair.path}), (pair.second,)) for pair in pairs]
+    gain = which_gain(plain, scaled, touched, images, PAIRS_STAGE, progress, stopwatch)
+    return [pair for pair, gains in zip(pairs, gain, strict=True) if gains]
 
-    A pair's scaling changes no value outside of it, so each is judged for itself; without time for that it stays.
+
+def which_gain(
+    plain: Quantized,
+    changed: Quantized,
+    touched: Sequence[Touched],
+    images: Tensor,
+    stage: str,
+    progress: Progress = silent,
+    stopwatch: Stopwatch | None = None,
+) -> list[bool]:
+    """Which changes the answers gain by, from the network with none and with all of them.
+
+    Each is judged for itself; what there is no time for does not gain.
     """
-    total, stopwatch = 2 * len(pairs), stopwatch or Stopwatch(None)
-    before = _costs(plain, pairs, images, stopwatch, lambda done: progress(PAIRS_STAGE, done, total))
-    after = _costs(scaled, pairs, images, stopwatch, lambda done: progress(PAIRS_STAGE, len(pairs) + done, total))
-    return [pair for pair, old, new in zip(pairs, before, after, strict=False) if new < old]
+    total, stopwatch = 2 * len(touched), stopwatch or Stopwatch(None)
+    before = _costs(plain, touched, images, stopwatch, lambda done: progress(stage, done, total))
+    after = _costs(changed, touched, images, stopwatch, lambda done: progress(stage, len(touched) + done, total))
+    found = [new < old for old, new in zip(before, after, strict=False)]
+    return found + [False] * (len(touched) - len(found))
 
 
 def _costs(
-    quantized: Quantized, pairs: Sequence[Pair], images: Tensor, stopwatch: Stopwatch, report: Callable[[int], None]
+    quantized: Quantized,
+    touched: Sequence[Touched],
+    images: Tensor,
+    stopwatch: Stopwatch,
+    report: Callable[[int], None],
 ) -> list[float]:
-    """What each pair costs in one state, as far as there is time; the values of all tensors are freed at the end."""
+    """What each part costs in one state, as far as there is time; the values of all tensors are freed at the end."""
     errors, costs = SeparateErrors(quantized, images), list[float]()
-    for pair in pairs:
+    for part in touched:
         if stopwatch.is_over():
             break
-        costs.append(_cost(errors, pair))
+        costs.append(_cost(errors, part))
         report(len(costs))
     return costs
 
 
-def _cost(errors: SeparateErrors, pair: Pair) -> float:
-    """What the tensors between two layers and the weights behind them do to the answers."""
-    between = {pair.first, *pair.path}
-    groups = [group for group, members in errors.members.items() if members & between]
-    activations = sum(errors.of_group(group, errors.quantized.affines[group]) for group in groups)
-    return activations + WEIGHTS_SHARE * errors.of_weights(pair.second)
+def _cost(errors: SeparateErrors, touched: Touched) -> float:
+    """What the tensors and the weights of a part do to the answers."""
+    groups = [group for group, members in errors.members.items() if members & touched.tensors]
+    return errors.of_groups(groups) + WEIGHTS_SHARE * errors.of_weights(*touched.layers)
 
 
 def values_in(graph: Graph) -> int:

@@ -23,28 +23,23 @@ import torch
 from torch import Tensor
 
 from gdfq_export.bias_correction import correct_by_images
-from gdfq_export.dead_leaves import with_leaves
 from gdfq_export.distributed import agreed
-from gdfq_export.graph import Graph
 from gdfq_export.lower import TARGETS, Quantized
 from gdfq_export.memory import hand_back_freed_memory
-from gdfq_export.methods.calibrate import quantize_to_nearest, round_to_nearest
+from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.dfq import equalized_network
+from gdfq_export.methods.fitting import fit, images_to_weigh, with_rotations
 from gdfq_export.methods.recon import judges, learn_as_a_whole, make_images, seen_and_held_back
 from gdfq_export.methods.task import Outcome, Task
-from gdfq_export.moments import batch_norm_outputs
-from gdfq_export.passes.equalize import find_pairs
+from gdfq_export.ops import LAYERS
 from gdfq_export.plan import MAX_BITS, Plan
 from gdfq_export.score import error_of
 from gdfq_export.second_order import round_by_second_order
-from gdfq_export.separate_errors import fit_ranges, pairs_worth_scaling, values_in
 from gdfq_export.settings import is_large
 from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
 ENOUGH = 5e-4  # of the logits' variance: what W8A8 usually reaches
-MOST_VALUES = 1 << 28  # of all tensors over the images on which roundings are weighed
-WEIGHING_SEED = 2_000_003  # apart from the seeds of other dead leaves
 
 
 def auto(task: Task) -> Outcome:
@@ -89,6 +84,10 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
     settings = task.settings
     images = images.to(settings.device)
     batches = torch.split(images, settings.reconstruction.batch)
+    weighed, mixed = images[:0], set[str]()
+    if settings.weighing and not stopwatch.is_over():
+        weighed = images_to_weigh(task, images)
+        task, mixed = with_rotations(task, weighed, stopwatch)
     nearest = quantize_to_nearest(task, batches)
     plain = ladder.add("nearest", nearest)
     if ladder.is_good():
@@ -97,10 +96,11 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
         ladder.add("corrected", correct_by_images(nearest, images))
     if ladder.is_good() or stopwatch.is_over():
         return
-    graph, _ = equalized_network(task, absorb=False)  # absorbing is exact only where no value leaves what is usual
+    free = {node.name for node in task.folded.of(*LAYERS)} - mixed  # batch norm tells their channels' ranges
+    graph, _ = equalized_network(task, absorb=False, only=free)  # absorbing is exact only for values that are usual
     equalized = quantize_to_nearest(dataclasses.replace(task, folded=graph), batches)
     if settings.weighing:
-        start, exact = fit(task, nearest, equalized, images, stopwatch)
+        start, exact = fit(task, nearest, equalized, weighed, free, stopwatch)
         ladder.add("fitted", correct_by_images(start, images))
     else:
         even = agreed(ladder.score(equalized))
@@ -113,30 +113,6 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
     if ladder.is_good() or stopwatch.is_over() or not worth_tuning(task):
         return
     ladder.add("tuned", learn_as_a_whole(task, compensated, exact, images, stopwatch))
-
-
-def fit(
-    task: Task, plain: Quantized, scaled: Quantized, images: Tensor, stopwatch: Stopwatch | None = None
-) -> tuple[Quantized, Graph]:
-    """Channels scaled pair by pair and ranges tensor by tensor, as the answers want it; and that network in float."""
-    settings = task.settings
-    most = int(MOST_VALUES / values_in(task.folded) / (1 + settings.tuning.leaves))
-    few = max(min(settings.weighing, most, len(images)), 1)
-    strided = images[:: len(images) // few][:few]
-    weighed = with_leaves(strided, task.image, settings.tuning.leaves, settings.seed + WEIGHING_SEED)
-    stated = batch_norm_outputs(task.captured, task.folded)
-    pairs = [pair for pair in find_pairs(task.folded) if pair.first in stated]
-    worth = pairs_worth_scaling(plain, scaled, pairs, weighed, task.progress, stopwatch)
-    graph, _ = equalized_network(task, absorb=False, only={pair.first for pair in worth})
-    moved = {name for pair in worth for name in (pair.first, *pair.path)}
-    affines = {
-        group: (scaled if any(spec.name in moved for spec in specs) else plain).affines[group]
-        for group, specs in task.plan.groups().items()
-    }
-    nearest = round_to_nearest(dataclasses.replace(task, folded=graph), affines)
-    fitted = fit_ranges(nearest, weighed, task.progress, stopwatch)
-    hand_back_freed_memory()
-    return fitted, graph
 
 
 def worth_tuning(task: Task) -> bool:

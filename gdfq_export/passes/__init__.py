@@ -8,6 +8,7 @@ from gdfq_export.passes.equalize import equalize
 from gdfq_export.passes.find_channel_shuffle import find_channel_shuffle
 from gdfq_export.passes.fold_batch_norm import fold_batch_norm
 from gdfq_export.passes.hoist_activations import hoist_activations
+from gdfq_export.passes.mix_channels import mix_channels
 from gdfq_export.passes.pad_input import pad_input
 from gdfq_export.passes.space_to_depth import space_to_depth
 
@@ -22,6 +23,7 @@ __all__ = [
     "find_channel_shuffle",
     "fold_batch_norm",
     "hoist_activations",
+    "mix_channels",
     "pad_input",
     "space_to_depth",
 ]

@@ -13,12 +13,15 @@ from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.dead_leaves import dead_leaves
 from gdfq_export.distilled import Images
 from gdfq_export.generator import ImageSpec
+from gdfq_export.graph import Graph
 from gdfq_export.lower import Quantized
-from gdfq_export.methods.auto import ENOUGH, Ladder, climb, fit
+from gdfq_export.methods.auto import ENOUGH, Ladder, climb
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.dfq import equalized_network
+from gdfq_export.methods.fitting import fit, images_to_weigh
 from gdfq_export.methods.recon import judges, learn_as_a_whole, seen_and_held_back
 from gdfq_export.methods.task import Task
+from gdfq_export.ops import LAYERS
 from gdfq_export.plan import BitWidths, holds_pixels, make_plan
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import silent
@@ -30,14 +33,19 @@ RUNGS = ["nearest", "corrected", "equalized", "second_order", "tuned"]
 
 
 def task(bits: BitWidths = W4A4, side: int = 8) -> Task:
+    asked = task_of(folded("residual"), bits)
+    spec = ImageSpec((3, side, side), (-2.0,) * 3, (2.0,) * 3)
+    return dataclasses.replace(asked, captured=captured("residual"), image=spec)
+
+
+def task_of(graph: Graph, bits: BitWidths) -> Task:
     settings = Settings(
         *("auto", bits, schedule_for("fast", (3, 8, 8)), "mse", "portable", 0),
         reconstruction=Reconstruction(2, batch=4),  # whose batch is that of all passes over the images
         tuning=Tuning(2, batch=4),
     )
-    graph = folded("residual")
-    spec = ImageSpec((3, side, side), (-2.0,) * 3, (2.0,) * 3)
-    return Task(captured("residual"), graph, make_plan(graph, bits, (-2.0, 2.0)), spec, settings, silent, Checkpoint())
+    spec = ImageSpec(graph.input_shape, (-2.0,) * 3, (2.0,) * 3)
+    return Task(graph, graph, make_plan(graph, bits, (-2.0, 2.0)), spec, settings, silent, Checkpoint())
 
 
 def scoring(values: list[float]) -> Ladder:
@@ -118,7 +126,9 @@ def test_fitting_scales_pairs_and_ranges_but_not_the_function(count: int) -> Non
     plain = quantize_to_nearest(asked, [given])
     graph, _ = equalized_network(asked, absorb=False)
     scaled = quantize_to_nearest(dataclasses.replace(asked, folded=graph), [given])
-    state, exact = fit(asked, plain, scaled, given)
+    weighed, free = images_to_weigh(asked, given), [node.name for node in asked.folded.of(*LAYERS)]
+    assert len(weighed) == min(count, 8)
+    state, exact = fit(asked, plain, scaled, weighed, free)
     assert state.affines != plain.affines
     assert torch.allclose(FloatProgram(exact)(given), FloatProgram(asked.folded)(given), atol=1e-4)
     groups = asked.plan.groups()

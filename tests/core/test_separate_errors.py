@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -21,7 +22,15 @@ from gdfq_export.plan import BitWidths
 from gdfq_export.program import FloatProgram
 from gdfq_export.quantizers import Affine, over_channels, quantize_weight
 from gdfq_export.score import LogitError
-from gdfq_export.separate_errors import NARROWER, NARROWEST, SeparateErrors, _largest, fit_ranges, pairs_worth_scaling
+from gdfq_export.separate_errors import (
+    FACTOR,
+    LARGER,
+    NARROWEST,
+    SeparateErrors,
+    _largest,
+    fit_ranges,
+    pairs_worth_scaling,
+)
 from gdfq_export.stopwatch import Stopwatch
 
 W4A4, W4A8 = BitWidths(4, 4), BitWidths(4, 8)
@@ -92,7 +101,7 @@ def test_a_range_leaves_out_what_the_answers_do_not_need() -> None:
     state = calibrated(with_ignored_peaks(), W4A4)
     group = group_behind(state, state.graph.of("conv")[0].name)
     fitted = fit_ranges(state, images(count=16))
-    assert fitted.affines[group].scale == pytest.approx(state.affines[group].scale * NARROWER**NARROWEST)
+    assert fitted.affines[group].scale == pytest.approx(state.affines[group].scale * FACTOR**NARROWEST)
     assert fitted.affines[group].zero_point == state.affines[group].zero_point
 
 
@@ -124,15 +133,36 @@ def test_answers_that_are_rounded_keep_their_range() -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "concat", "silu"])
-def test_no_range_answers_worse_than_before(name: str) -> None:
+def test_no_range_answers_worse_than_before_on_these_images_and_larger_ones(name: str) -> None:
     state, given = calibrated(folded(name), W4A4), images(folded(name).input_shape)
     fitted = fit_ranges(state, given)
     errors = SeparateErrors(state, given)
+
+    def cost(group: str, affine: Affine) -> float:
+        narrower = Affine(affine.scale / FACTOR, affine.zero_point)
+        return errors.of_group(group, affine) + LARGER * errors.of_group(group, narrower)
+
     for group in errors.members:
-        assert errors.of_group(group, fitted.affines[group]) <= errors.of_group(group, state.affines[group])
+        assert cost(group, fitted.affines[group]) <= cost(group, state.affines[group]) * (1 + 1e-6)
     pixels = set(state.plan.groups()) - set(errors.members)
     assert pixels
     assert all(fitted.affines[group] == state.affines[group] for group in pixels)
+
+
+def test_a_range_leaves_room_for_values_larger_than_those_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Error of a narrow range 1, then 0.9, and steeply up: the least is at the edge, where a little more ruins it."""
+    state, given = calibrated(folded("plain"), W4A8), images()
+    group = group_behind(state, state.graph.of("conv")[0].name)
+    start = state.affines[group].scale
+    found = {-4: 40.0, -3: 20.0, -2: 9.0, -1: 0.9, 0: 1.0, 1: 1.5, 2: 2.3, 3: 3.4}
+
+    def of_group(self: SeparateErrors, name: str, affine: Affine) -> float:
+        return found[round(math.log(affine.scale / start, FACTOR))] if name == group else 0.0
+
+    monkeypatch.setattr(SeparateErrors, "of_group", of_group)
+    assert fit_ranges(state, given).affines[group].scale == start
+    found[-2] = 0.8  # no edge: the next one is at -3
+    assert fit_ranges(state, given).affines[group].scale == pytest.approx(start / FACTOR)
 
 
 def test_a_pair_is_scaled_where_the_answers_gain_by_it() -> None:
