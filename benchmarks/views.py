@@ -7,8 +7,9 @@ views a row has the error (1 - r^2 of the logits, `score.py`) of the network rou
 rounded by second order and reconstructed: first on the held-back images with their views and on dead leaves, which is
 what `--method auto` chooses by, then on the photographs, and how many photographs keep their class. With `--leaves`,
 further rows have the second order's network tuned as a whole, with so many images of dead leaves for each optimised
-one. With `--weighing`, channels are scaled and ranges chosen by what the network answers on so many of the images
-(`separate_errors.py`), and the states behind start there; 0 is without. The optimised images are the same in all rows.
+one. With `--weighing`, streams are rotated (unless `--no-rotations`), channels are scaled and ranges chosen by what the
+network answers on so many of the images (`methods/fitting.py`), and the states behind start there; 0 is without. The
+optimised images are the same in all rows.
 """
 
 from __future__ import annotations
@@ -29,9 +30,8 @@ from gdfq_export.distilled import distil_images
 from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.lower import TARGETS, Quantized
 from gdfq_export.methods import Task
-from gdfq_export.methods.auto import fit
 from gdfq_export.methods.calibrate import quantize_to_nearest
-from gdfq_export.methods.dfq import equalized_network
+from gdfq_export.methods.fitting import start_fitting
 from gdfq_export.methods.recon import judges, learn_as_a_whole, seen_and_held_back
 from gdfq_export.models.sources import LoadedModel, load_model
 from gdfq_export.pipeline import prepare
@@ -54,17 +54,16 @@ def photographs(folder: Path, loaded: LoadedModel) -> torch.Tensor:
     return torch.from_numpy(np.stack([network_input(path, prepared) for path in paths]))
 
 
-def states(task: Task, images: torch.Tensor, leaves: list[float]) -> Iterator[tuple[str, Quantized]]:
+def states(task: Task, images: torch.Tensor, leaves: list[float], *, rotate: bool) -> Iterator[tuple[str, Quantized]]:
     """The rungs that use images; where leaves are asked for, tuning instead of reconstruction."""
     batches = torch.split(images, task.settings.reconstruction.batch)
+    fitting = start_fitting(task, images, rotate=rotate) if task.settings.weighing else None
+    task = fitting.task if fitting else task
     nearest = quantize_to_nearest(task, batches)
     yield "nearest", nearest
     yield "corrected", correct_by_images(nearest, images)
-    if task.settings.weighing:
-        graph, _ = equalized_network(task, absorb=False)
-        scaled = quantize_to_nearest(dataclasses.replace(task, folded=graph), batches)
-        yield "equalized", correct_by_images(scaled, images)
-        nearest, exact = fit(task, nearest, scaled, images)
+    if fitting:
+        nearest, exact = fitting.finish(nearest, batches)
         yield "fitted", correct_by_images(nearest, images)
         task = dataclasses.replace(task, folded=exact)
     compensated = round_by_second_order(nearest, images, TARGETS[task.settings.target])
@@ -97,6 +96,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--leaves", type=float, nargs="*", default=[])
     parser.add_argument("--weighing", type=int, nargs="+", default=[0])
+    parser.add_argument("--no-rotations", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -131,7 +131,7 @@ def main() -> None:
         trial = dataclasses.replace(task, settings=asked)
         seen, held_back = seen_and_held_back(trial, made)
         judging = judges(trial, held_back)
-        for name, state in states(trial, seen, args.leaves):
+        for name, state in states(trial, seen, args.leaves, rotate=not args.no_rotations):
             student = FakeQuantProgram(state, learned_steps=False).eval()
             errors = [f"{logit_error(student, teacher, images):.4f}" for images in (judging, photos)]
             same = 100 * float((classes(student, photos) == wanted).float().mean())

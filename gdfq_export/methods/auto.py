@@ -4,7 +4,7 @@ nearest        ranges from optimised images, weights rounded to nearest
 corrected      ... and biases that bring each layer's mean back (DFQ), unless `fitted` follows
 equalized      channels of equal range first, then ranges and biases
 fitted         ... where images are of ImageNet's kind, channels of equal range only where the answers gain by it, and
-               ranges as the answers want them (`separate_errors.py`)
+               ranges as the answers want them; there all rungs have streams of channels rotated (`fitting.py`)
 second order   each weight makes good what the ones before it cost (`second_order.py`), from the fitted rounding to
                nearest, or the better of the two others
 tuned          the network as a whole learns on (`end_to_end.py`); at 8 bits only for images of ImageNet's kind, whose
@@ -28,10 +28,9 @@ from gdfq_export.lower import TARGETS, Quantized
 from gdfq_export.memory import hand_back_freed_memory
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.dfq import equalized_network
-from gdfq_export.methods.fitting import fit, images_to_weigh, with_rotations
+from gdfq_export.methods.fitting import start_fitting
 from gdfq_export.methods.recon import judges, learn_as_a_whole, make_images, seen_and_held_back
 from gdfq_export.methods.task import Outcome, Task
-from gdfq_export.ops import LAYERS
 from gdfq_export.plan import MAX_BITS, Plan
 from gdfq_export.score import error_of
 from gdfq_export.second_order import round_by_second_order
@@ -84,10 +83,8 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
     settings = task.settings
     images = images.to(settings.device)
     batches = torch.split(images, settings.reconstruction.batch)
-    weighed, mixed = images[:0], set[str]()
-    if settings.weighing and not stopwatch.is_over():
-        weighed = images_to_weigh(task, images)
-        task, mixed = with_rotations(task, weighed, stopwatch)
+    fitting = start_fitting(task, images, stopwatch) if settings.weighing and not stopwatch.is_over() else None
+    task = fitting.task if fitting else task
     nearest = quantize_to_nearest(task, batches)
     plain = ladder.add("nearest", nearest)
     if ladder.is_good():
@@ -96,13 +93,12 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
         ladder.add("corrected", correct_by_images(nearest, images))
     if ladder.is_good() or stopwatch.is_over():
         return
-    free = {node.name for node in task.folded.of(*LAYERS)} - mixed  # batch norm tells their channels' ranges
-    graph, _ = equalized_network(task, absorb=False, only=free)  # absorbing is exact only for values that are usual
-    equalized = quantize_to_nearest(dataclasses.replace(task, folded=graph), batches)
-    if settings.weighing:
-        start, exact = fit(task, nearest, equalized, weighed, free, stopwatch)
+    if fitting:
+        start, exact = fitting.finish(nearest, batches, stopwatch)
         ladder.add("fitted", correct_by_images(start, images))
     else:
+        graph, _ = equalized_network(task, absorb=False)  # absorbing is exact only where no value leaves what is usual
+        equalized = quantize_to_nearest(dataclasses.replace(task, folded=graph), batches)
         even = agreed(ladder.score(equalized))
         start, exact = (equalized, graph) if even < plain else (nearest, task.folded)
         ladder.add("equalized", correct_by_images(equalized, images))

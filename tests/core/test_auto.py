@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +18,9 @@ from gdfq_export.graph import Graph
 from gdfq_export.lower import Quantized
 from gdfq_export.methods.auto import ENOUGH, Ladder, climb
 from gdfq_export.methods.calibrate import quantize_to_nearest
-from gdfq_export.methods.dfq import equalized_network
-from gdfq_export.methods.fitting import fit, images_to_weigh
+from gdfq_export.methods.fitting import Fitting, start_fitting
 from gdfq_export.methods.recon import judges, learn_as_a_whole, seen_and_held_back
 from gdfq_export.methods.task import Task
-from gdfq_export.ops import LAYERS
 from gdfq_export.plan import BitWidths, holds_pixels, make_plan
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import silent
@@ -111,10 +110,16 @@ def test_biases_are_corrected_where_no_time_is_left_for_weighing() -> None:
 
 
 def test_second_order_rounding_starts_from_the_fitted_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("gdfq_export.methods.auto")
+    module, finish = importlib.import_module("gdfq_export.methods.auto"), Fitting.finish
     fitted: list[Quantized] = []
     begun: list[Quantized] = []
-    monkeypatch.setattr(module, "fit", lambda *rest: fitted.append(fit(*rest)[0]) or (fitted[0], rest[0].folded))
+
+    def kept(self: Fitting, *rest: Any) -> tuple[Quantized, Graph]:
+        found = finish(self, *rest)
+        fitted.append(found[0])
+        return found
+
+    monkeypatch.setattr(Fitting, "finish", kept)
     monkeypatch.setattr(module, "round_by_second_order", lambda state, *rest: begun.append(state) or state)
     climb(weighing(task(), 4), scoring([1.0, 2.0, 0.6, 0.5]), images(count=8), Stopwatch(None))
     assert begun == fitted
@@ -124,11 +129,10 @@ def test_second_order_rounding_starts_from_the_fitted_state(monkeypatch: pytest.
 def test_fitting_scales_pairs_and_ranges_but_not_the_function(count: int) -> None:
     asked, given = weighing(task(), count), images(count=8)
     plain = quantize_to_nearest(asked, [given])
-    graph, _ = equalized_network(asked, absorb=False)
-    scaled = quantize_to_nearest(dataclasses.replace(asked, folded=graph), [given])
-    weighed, free = images_to_weigh(asked, given), [node.name for node in asked.folded.of(*LAYERS)]
-    assert len(weighed) == min(count, 8)
-    state, exact = fit(asked, plain, scaled, weighed, free)
+    fitting = start_fitting(asked, given)
+    assert len(fitting.weighed) == min(count, 8)
+    assert fitting.task is asked  # nothing to rotate
+    state, exact = fitting.finish(plain, [given])
     assert state.affines != plain.affines
     assert torch.allclose(FloatProgram(exact)(given), FloatProgram(asked.folded)(given), atol=1e-4)
     groups = asked.plan.groups()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from stages import folded, images
@@ -10,7 +12,9 @@ from test_mix_channels import bottlenecks
 from torch import Tensor
 
 from gdfq_export.methods import fitting
-from gdfq_export.methods.fitting import with_rotations
+from gdfq_export.methods.calibrate import quantize_to_nearest
+from gdfq_export.methods.fitting import start_fitting
+from gdfq_export.methods.task import Task
 from gdfq_export.passes.mix_channels import find_streams
 from gdfq_export.plan import BitWidths
 from gdfq_export.program import FloatProgram, run_taps
@@ -63,26 +67,40 @@ def test_values_are_taken_where_they_stand(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(value.shape[1] == 40 for value in values_of(graph, given, stream.tensors, seed=0).values())
 
 
+def weighing(asked: Task) -> Task:
+    return dataclasses.replace(asked, settings=dataclasses.replace(asked.settings, weighing=8))
+
+
 @pytest.mark.parametrize("bits", [BitWidths(8, 8), BitWidths(4, 4)])
 def test_streams_are_rotated_where_the_answers_gain_and_answer_as_before(bits: BitWidths) -> None:
     graph = bottlenecks(first=10.0)
     (stream,) = find_streams(graph)
-    asked, given = task_of(graph, bits), images(count=8)
-    found, makers = with_rotations(asked, given)
-    assert makers == set(stream.makers)
-    assert torch.allclose(FloatProgram(found.folded)(given), FloatProgram(graph)(given), atol=1e-3)
+    asked, given = weighing(task_of(graph, bits)), images(count=8)
+    found = start_fitting(asked, given)
+    assert found.free == {"expand", "end", "fc"}  # of the makers batch norm tells nothing any more
+    assert torch.allclose(FloatProgram(found.task.folded)(given), FloatProgram(graph)(given), atol=1e-3)
+    left = start_fitting(asked, given, rotate=False)
+    assert left.task is asked
+    assert left.free == found.free | set(stream.makers)
+
+
+def test_a_rotated_network_is_fitted_on() -> None:
+    asked, given = weighing(task_of(bottlenecks(first=10.0), BitWidths(4, 4))), images(count=8)
+    found = start_fitting(asked, given)
+    state, exact = found.finish(quantize_to_nearest(found.task, [given]), [given])
+    assert torch.allclose(FloatProgram(exact)(given), FloatProgram(asked.folded)(given), atol=1e-3)
+    assert state.graph.nodes == exact.nodes
 
 
 def test_a_stream_that_loses_by_it_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = task_of(bottlenecks(), BitWidths(4, 4))
+    asked = weighing(task_of(bottlenecks(), BitWidths(4, 4)))
     monkeypatch.setattr(fitting, "best_rotation", lambda tensors, seed: UNEVEN)
-    found, makers = with_rotations(asked, images(count=8))
-    assert makers == set()
-    assert all(torch.equal(value, found.folded.parameters[key]) for key, value in asked.folded.parameters.items())
+    folded_then = start_fitting(asked, images(count=8)).task.folded
+    assert all(torch.equal(value, folded_then.parameters[key]) for key, value in asked.folded.parameters.items())
 
 
 def test_without_streams_or_without_time_nothing_is_rotated() -> None:
-    asked = task_of(folded("plain"), BitWidths(4, 4))
-    assert with_rotations(asked, images()) == (asked, set())
-    asked = task_of(bottlenecks(), BitWidths(4, 4))
-    assert with_rotations(asked, images(), Stopwatch(0.0))[1] == set()
+    asked = weighing(task_of(folded("plain"), BitWidths(4, 4)))
+    assert start_fitting(asked, images()).task is asked
+    asked = weighing(task_of(bottlenecks(first=10.0), BitWidths(4, 4)))
+    assert "stem" in start_fitting(asked, images(), Stopwatch(0.0)).free
