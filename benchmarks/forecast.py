@@ -84,7 +84,7 @@ def climb_and_measure(
         *("auto", bits, schedule_for(preset, shape), "mse", "portable", seed),
         distillation=distillation_for(preset, shape),
         reconstruction=reconstruction_for(preset, shape),
-        tuning=tuning_for(preset, shape),
+        tuning=tuning_for(preset, shape, bits),
         weighing=weighing_for(preset, shape),
     )
     prepared = prepare(loaded, settings)

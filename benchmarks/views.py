@@ -112,7 +112,7 @@ def main() -> None:
         args.seed,
         distillation=distillation_for(args.preset, loaded.input_size),
         reconstruction=reconstruction_for(args.preset, loaded.input_size),
-        tuning=tuning_for(args.preset, loaded.input_size),
+        tuning=tuning_for(args.preset, loaded.input_size, bits),
     )
     prepared = prepare(loaded, settings)
     task = Task(prepared.captured, prepared.folded, prepared.plan, prepared.image, settings, silent)

@@ -50,6 +50,12 @@ class BitWidths:
             if value is not None and not MIN_BITS <= value <= MAX_BITS:
                 raise UsageError(f"{value} bits cannot be had: choose {MIN_BITS} to {MAX_BITS}")
 
+    @property
+    def narrow(self) -> bool:
+        """Whether any weight or activation has less than 8 bits."""
+        widths = (self.weight, self.activation, self.first_last, self.sums)
+        return any(width not in (None, MAX_BITS) for width in widths)
+
 
 @dataclass(frozen=True)
 class TensorSpec:

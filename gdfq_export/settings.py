@@ -179,15 +179,16 @@ def reconstruction_for(preset: str, shape: tuple[int, ...]) -> Reconstruction:
     return Reconstruction(steps, batch=16 if is_large(shape) else 32)
 
 
-def tuning_for(preset: str, shape: tuple[int, ...]) -> Tuning:
-    """How long the whole network is tuned.
+def tuning_for(preset: str, shape: tuple[int, ...], bits: BitWidths) -> Tuning:
+    """How long the whole network is tuned: at 8 bits little is left to learn after a short time.
 
     With few steps weights and scales must move faster, but weights not where few images stand for many classes: what
     fits these images better then fits photographs worse. For the same reason only many images let go of the blocks'
     outputs, and images of ImageNet's kind are joined by as many of shapes and surfaces.
     """
     if is_large(shape):
-        steps, scale_lr = {"fast": (60, 0.003), "standard": (400, 0.001), "paper": (1500, 0.001)}[preset]
+        short = 120 if bits.narrow else 40
+        steps, scale_lr = {"fast": (short, 0.003), "standard": (400, 0.001), "paper": (1500, 0.001)}[preset]
         batch, weight_lr = (32, 0.015) if preset == "paper" else (16, 0.003)
         rates = Tuning(steps, batch, weight_lr, hurried_lr=weight_lr, scale_lr=scale_lr)
         return dataclasses.replace(rates, shift=max(shape[1:]) // 16, leaves=1.0)

@@ -293,9 +293,10 @@ def quantize(
     schedule = schedule if seconds is None else with_budget(schedule, seconds)
     schedule = dataclasses.replace(schedule, **given)
     longest = preset if seconds is None else "paper"  # a budget cuts it down
+    asked = BitWidths(**widths)  # type: ignore[arg-type]
     settings = Settings(
         method=method,
-        bits=BitWidths(**widths),  # type: ignore[arg-type]
+        bits=asked,
         schedule=schedule,
         ranges=ranges,  # type: ignore[arg-type]
         target=target,
@@ -303,7 +304,7 @@ def quantize(
         input_format="uint8-nhwc" if input_format == "uint8-nhwc" else "float-nchw",
         distillation=distillation_for(longest, loaded.input_size),
         reconstruction=reconstruction_for(longest, loaded.input_size),
-        tuning=tuning_for(longest, loaded.input_size),
+        tuning=tuning_for(longest, loaded.input_size, asked),
         weighing=weighing_for(longest, loaded.input_size),
         size_budget=budgets[0],
         bit_operations_budget=budgets[1],

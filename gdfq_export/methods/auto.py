@@ -66,6 +66,7 @@ class Ladder:
 
     def add(self, name: str, state: Quantized) -> float:
         """Scores a state and keeps it where it is the best."""
+        hand_back_freed_memory()
         value = agreed(self.score(state))
         if value < min(self.scores.values(), default=float("inf")):
             self.best = state

@@ -24,7 +24,7 @@ from gdfq_export.methods.task import Task
 from gdfq_export.plan import BitWidths, holds_pixels, make_plan
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import silent
-from gdfq_export.settings import Reconstruction, Settings, Tuning, schedule_for
+from gdfq_export.settings import Reconstruction, Settings, Tuning, schedule_for, tuning_for
 from gdfq_export.stopwatch import Stopwatch
 
 W4A4 = BitWidths(4, 4)
@@ -90,6 +90,25 @@ def test_a_network_for_large_images_is_tuned_at_8_bits_too() -> None:
     ladder = scoring([1.0] * 6)
     climb(task(BitWidths(8, 8), side=96), ladder, images(count=8), Stopwatch(None))
     assert list(ladder.scores) == RUNGS
+
+
+@pytest.mark.parametrize(
+    ("bits", "narrow"),
+    [
+        (BitWidths(8, 8), False),
+        (BitWidths(8, 8, first_last=8, image=4, sums=8), False),
+        (BitWidths(7, 8), True),
+        (BitWidths(8, 7), True),
+        (BitWidths(8, 8, first_last=4), True),
+        (BitWidths(8, 8, sums=6), True),
+    ],
+)
+def test_a_fast_run_tunes_longer_below_8_bits(bits: BitWidths, narrow: bool) -> None:
+    assert bits.narrow is narrow
+    large, at_8 = (3, 224, 224), BitWidths(8, 8)
+    assert (tuning_for("fast", large, bits).steps > tuning_for("fast", large, at_8).steps) is narrow
+    assert tuning_for("paper", large, bits) == tuning_for("paper", large, at_8)
+    assert tuning_for("fast", (3, 32, 32), bits) == tuning_for("fast", (3, 32, 32), at_8)
 
 
 def weighing(asked: Task, count: int) -> Task:
