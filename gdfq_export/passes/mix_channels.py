@@ -70,9 +70,10 @@ def _sums_like(graph: Graph, node: Node) -> bool:
 
 
 def _mixes_all_channels(node: Node) -> bool:
-    if node.op == "conv":
-        return bool(node.attributes["groups"] == 1)
-    return node.op in LAYERS and len(node.shape) == 1
+    """Whether it is a layer without groups whose weights are the network's own and no fixed map."""
+    if node.op not in LAYERS or "bits" in node.attributes:
+        return False
+    return bool(node.attributes["groups"] == 1) if node.op == "conv" else len(node.shape) == 1
 
 
 def mix_channels(graph: Graph, stream: Stream, basis: Tensor) -> Graph:

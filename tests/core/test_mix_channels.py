@@ -99,6 +99,17 @@ def test_channels_that_something_tells_apart_are_no_stream(first: nn.Module, act
     assert between(first, act, second) == []
 
 
+def test_fixed_maps_keep_their_weights() -> None:
+    """A mean over the channels is a convolution with weights that 8 bits hold exactly, until it is rotated."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.fc(pooled(F.relu(m.b(m.a(x).mean(1, keepdim=True)))))
+
+    graph = folded_from(Net(forward, a=conv_bn(3, 6), b=conv_bn(1, 8), fc=head(8)))
+    assert any("bits" in node.attributes for node in graph.nodes)
+    assert find_streams(graph) == []
+
+
 def test_answers_and_images_are_left_alone() -> None:
     net = Net(
         lambda m, x: m.fc(pooled(m.a(x))), a=nn.Conv2d(3, 6, 3), fc=nn.Sequential(nn.Linear(6, 7), nn.Linear(7, 5))
