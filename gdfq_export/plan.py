@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from gdfq_export.errors import UnsupportedModelError, UsageError
 from gdfq_export.graph import INPUT, Graph, Node
+from gdfq_export.groups import Groups
 from gdfq_export.ops import ENDINGS, FUNCTIONS, LAYERS, MOVEMENT
 
 Symmetry = Literal["unsigned", "affine"]
@@ -52,9 +53,8 @@ class BitWidths:
 
     @property
     def narrow(self) -> bool:
-        """Whether any weight or activation has less than 8 bits."""
-        widths = (self.weight, self.activation, self.first_last, self.sums)
-        return any(width not in (None, MAX_BITS) for width in widths)
+        """Whether anything is rounded to less than 8 bits."""
+        return any(width not in (None, MAX_BITS) for width in dataclasses.astuple(self))
 
 
 @dataclass(frozen=True)
@@ -127,23 +127,6 @@ class Plan:
             reason = "scale = input's scale * weight's scale"
             rows.append((weight.layer, "bias", "32", "signed", "symmetric", "per channel", "", reason))
         return rows
-
-
-class _Groups:
-    """Union-find over tensor names; the earliest member in graph order is the representative."""
-
-    def __init__(self, order: Iterable[str]) -> None:
-        self.parent = {name: name for name in order}
-        self.rank = {name: index for index, name in enumerate(self.parent)}
-
-    def find(self, name: str) -> str:
-        while self.parent[name] != name:
-            name = self.parent[name]
-        return name
-
-    def join(self, a: str, b: str) -> None:
-        first, second = sorted((self.find(a), self.find(b)), key=self.rank.__getitem__)
-        self.parent[second] = first
 
 
 def quantized_part(graph: Graph) -> tuple[list[Node], str]:
@@ -259,7 +242,7 @@ def make_plan(graph: Graph, bits: BitWidths, pixels: tuple[float, float] = (-mat
     return Plan(tensors, weights, absorbed, sources, sources | padded)
 
 
-def _inside_activations(graph: Graph, nodes: list[Node], absorbed: dict[str, str], groups: _Groups) -> set[str]:
+def _inside_activations(graph: Graph, nodes: list[Node], absorbed: dict[str, str], groups: Groups) -> set[str]:
     """Groups that only functions and products read: steps of an activation or of a gate, which no layer sees."""
     users, outer = graph.users(), {groups.find(graph.output)}
     for node in nodes:
@@ -292,9 +275,9 @@ def _join_groups(
     absorbed: dict[str, str],
     positive: set[str],
     bounds: dict[str, tuple[float, float, str]],
-) -> _Groups:
+) -> Groups:
     """Shares ranges along data movement; several operands are joined when their sign and bounds are the same."""
-    groups = _Groups(node.name for node in graph.nodes)
+    groups = Groups(node.name for node in graph.nodes)
     joining: list[Node] = []
     factors: dict[str, float] = {}
     for node in nodes:

@@ -31,7 +31,6 @@ from gdfq_export.methods.dfq import equalized_network
 from gdfq_export.methods.fitting import start_fitting
 from gdfq_export.methods.recon import judges, learn_as_a_whole, make_images, seen_and_held_back
 from gdfq_export.methods.task import Outcome, Task
-from gdfq_export.plan import MAX_BITS, Plan
 from gdfq_export.score import error_of
 from gdfq_export.second_order import round_by_second_order
 from gdfq_export.settings import is_large
@@ -114,10 +113,4 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
 
 def worth_tuning(task: Task) -> bool:
     """Whether anything is rounded to less than 8 bits, or the network is of a kind that loses something at 8."""
-    return is_narrow(task.plan) or is_large(task.image.shape)
-
-
-def is_narrow(plan: Plan) -> bool:
-    """Whether anything is rounded to less than 8 bits."""
-    widths = {spec.bits for spec in plan.tensors.values()} | {spec.bits for spec in plan.weights.values()}
-    return min(widths) < MAX_BITS
+    return task.settings.bits.narrow or is_large(task.image.shape)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gdfq_export.graph import Graph, Node, rebuild
+from gdfq_export.groups import Groups
 from gdfq_export.ops import LAYERS
 
 
@@ -31,23 +32,17 @@ class Stream:
 
 def find_streams(graph: Graph) -> list[Stream]:
     """All of them, in graph order."""
-    together = {node.name: {node.name} for node in graph.nodes}
+    groups = Groups(node.name for node in graph.nodes)
     for node in graph.nodes:
         if _sums_like(graph, node):
-            members = set[str]().union(*(together[name] for name in (node.name, *node.inputs)))
-            together |= dict.fromkeys(members, members)
-    users = graph.users()
-    streams = []
+            for name in node.inputs:
+                groups.join(node.name, name)
+    members: dict[str, set[str]] = {}
     for node in graph.nodes:
-        if node.name not in together:
-            continue
-        members = together[node.name]
-        for name in members:
-            del together[name]
-        stream = _stream_of(graph, users, members)
-        if stream is not None:
-            streams.append(stream)
-    return streams
+        members.setdefault(groups.find(node.name), set()).add(node.name)
+    users = graph.users()
+    streams = (_stream_of(graph, users, names) for names in members.values())
+    return [stream for stream in streams if stream is not None]
 
 
 def _stream_of(graph: Graph, users: dict[str, list[Node]], members: set[str]) -> Stream | None:

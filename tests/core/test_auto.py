@@ -96,7 +96,8 @@ def test_a_network_for_large_images_is_tuned_at_8_bits_too() -> None:
     ("bits", "narrow"),
     [
         (BitWidths(8, 8), False),
-        (BitWidths(8, 8, first_last=8, image=4, sums=8), False),
+        (BitWidths(8, 8, first_last=8, sums=8), False),
+        (BitWidths(8, 8, image=4), True),
         (BitWidths(7, 8), True),
         (BitWidths(8, 7), True),
         (BitWidths(8, 8, first_last=4), True),
