@@ -37,6 +37,7 @@ from gdfq_export.stopwatch import Stopwatch
 FACTOR = 1.25  # by which a range grows or shrinks at a time
 NARROWEST, WIDEST = -4, 3  # times
 LARGER = 0.5  # weight of the error with values that are `FACTOR` times as large
+EVIDENCE = 0.005  # share of all error that a step must save for a range to become narrower than all images have it
 COVERED = 0.98  # of all error: the rest is spread over groups too small to be worth a search
 WEIGHTS_SHARE = 0.5  # of the error of weights rounded to nearest is left by better rounding
 RANGES_STAGE, PAIRS_STAGE = "weighing ranges", "weighing scaled channels"
@@ -131,22 +132,24 @@ def fit_ranges(
             break
         found[group] = errors.of_group(group, affines[group])
         progress(RANGES_STAGE, len(found), 2 * len(groups))
-    worth = _largest(found, COVERED)
+    worth, evidence = _largest(found, COVERED), EVIDENCE * sum(found.values())
     for done, group in enumerate(worth, 1):
         if stopwatch.is_over():
             break
-        affines[group] = _best_range(errors, group, affines[group], found[group])
+        affines[group] = _best_range(errors, group, affines[group], found[group], evidence)
         progress(RANGES_STAGE, len(found) + done * len(found) / len(worth), 2 * len(found))
     return dataclasses.replace(quantized, affines=affines)
 
 
-def _best_range(errors: SeparateErrors, group: str, affine: Affine, error: float) -> Affine:
-    """Shrinks the range while that helps; where it never did, lets it grow, within a clip that it stands for.
+def _best_range(errors: SeparateErrors, group: str, affine: Affine, error: float, evidence: float) -> Affine:
+    """Shrinks the range while that saves enough; where it never did, lets it grow, within a clip that it stands for.
 
         error(r) + LARGER * error(r / FACTOR),   r the range
 
     The second term is the error with values that are FACTOR times as large, which other images than these few have:
-    by the first alone ranges come out too narrow, and clipping costs far more than coarser steps.
+    by the first alone ranges come out too narrow, and clipping costs far more than coarser steps. For the same reason
+    a range shrinks only by steps that save the answers `evidence`: behind many layers, where a channel stands for few
+    classes, these images hardly use the range that others need, and what a narrower one saves on them is nothing.
     """
     limit, known = largest_step(errors.plan.groups()[group], affine), {0: error}
 
@@ -160,8 +163,8 @@ def _best_range(errors: SeparateErrors, group: str, affine: Affine, error: float
         return known[steps] + LARGER * known[steps - 1]
 
     best = 0
-    for direction, last in ((-1, NARROWEST), (1, WIDEST)):
-        while best != last and cost(best + direction) < cost(best):
+    for direction, last, saved in ((-1, NARROWEST, evidence), (1, WIDEST, 0.0)):
+        while best != last and cost(best + direction) < cost(best) - saved:
             best += direction
         if best:
             break

@@ -23,6 +23,7 @@ from gdfq_export.program import FloatProgram
 from gdfq_export.quantizers import Affine, over_channels, quantize_weight
 from gdfq_export.score import LogitError
 from gdfq_export.separate_errors import (
+    EVIDENCE,
     FACTOR,
     LARGER,
     NARROWEST,
@@ -163,6 +164,25 @@ def test_a_range_leaves_room_for_values_larger_than_those_seen(monkeypatch: pyte
     assert fit_ranges(state, given).affines[group].scale == start
     found[-2] = 0.8  # no edge: the next one is at -3
     assert fit_ranges(state, given).affines[group].scale == pytest.approx(start / FACTOR)
+
+
+def test_a_range_becomes_narrower_only_where_that_saves_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A narrower range halves an error that is large or small beside that of all other tensors."""
+    state, given = calibrated(folded("plain"), W4A8), images()
+    group = group_behind(state, state.graph.of("conv")[0].name)
+    others = next(name for name in SeparateErrors(state, given).members if name != group)
+    start, beside = state.affines[group].scale, {others: 0.0}
+
+    def of_group(self: SeparateErrors, name: str, affine: Affine) -> float:
+        return 2.0 ** (affine.scale / start) if name == group else beside.get(name, 0.0)
+
+    monkeypatch.setattr(SeparateErrors, "of_group", of_group)
+    assert fit_ranges(state, given).affines[group].scale == pytest.approx(start * FACTOR**NARROWEST)
+    saved = 2.0 - 2.0 ** (1 / FACTOR) + LARGER * (2.0 ** (1 / FACTOR) - 2.0 ** (1 / FACTOR**2))
+    beside[others] = 1.1 * saved / EVIDENCE
+    assert fit_ranges(state, given).affines[group].scale == start
+    beside[others] = 0.9 * (saved / EVIDENCE - 2.0)
+    assert fit_ranges(state, given).affines[group].scale < start
 
 
 def test_a_pair_is_scaled_where_the_answers_gain_by_it() -> None:
