@@ -167,7 +167,7 @@ def test_a_range_leaves_room_for_values_larger_than_those_seen(monkeypatch: pyte
 
 
 def test_a_range_becomes_narrower_only_where_that_saves_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A narrower range halves an error that is large or small beside that of all other tensors."""
+    """A narrower range lowers an error that is large or small beside that of all other tensors."""
     state, given = calibrated(folded("plain"), W4A8), images()
     group = group_behind(state, state.graph.of("conv")[0].name)
     others = next(name for name in SeparateErrors(state, given).members if name != group)
