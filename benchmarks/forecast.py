@@ -5,7 +5,7 @@
 Climbs the ladder of `--method auto` at each width and seed, and measures the accuracy of every state (simulated, as the
 ladder sees it) on labelled images, one folder for each class. Nothing is chosen by these images: the ladder goes on as
 it would without them. Printed are Spearman's rank correlation of score and accuracy over all states and within
-each climb, and the regret: how many points the state with the best score is behind the best one of its climb.
+each climb, and the regret: how many points the state that the ladder keeps is behind the best one of its climb.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class State:
     rung: str
     score: float
     drop: float  # points of top-1
+    chosen: bool  # by the ladder
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +98,9 @@ def climb_and_measure(
     kept: list[tuple[str, Quantized]] = []
     add = ladder.add
 
-    def note(name: str, state: Quantized) -> float:
+    def note(name: str, state: Quantized, trusted: float = 1.0) -> float:
         kept.append((name, state))
-        return add(name, state)
+        return add(name, state, trusted)
 
     ladder.add = note  # type: ignore[method-assign]
     climb(task, ladder, images, Stopwatch(None))
@@ -108,7 +109,7 @@ def climb_and_measure(
     states = []
     for name, state in kept:
         accuracy = labelled.accuracy(FakeQuantProgram(state, learned_steps=False).eval())
-        states.append(State(title, name, ladder.scores[name], exact - accuracy))
+        states.append(State(title, name, ladder.scores[name], exact - accuracy, name == ladder.kept))
         guess = forecast(ladder.scores[name], prepared.captured.num_outputs)
         inside = "yes" if guess.low <= states[-1].drop <= guess.high else "no"
         print(
@@ -174,7 +175,7 @@ def main() -> None:
     print("| climb | states | rank correlation | chosen | regret |\n|---|---|---|---|---|")
     for title, group in groupby(states, key=lambda state: state.climb):
         climbed = list(group)
-        chosen = min(climbed, key=lambda state: state.score)
+        chosen = next(state for state in climbed if state.chosen)
         regret = chosen.drop - min(state.drop for state in climbed)
         inner = f"{rank_correlation(climbed):.2f}" if len(climbed) > 1 else "-"
         print(f"| {title} | {len(climbed)} | {inner} | {chosen.rung} | {regret:.2f} |")

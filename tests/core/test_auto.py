@@ -16,7 +16,7 @@ from gdfq_export.distilled import Images
 from gdfq_export.generator import ImageSpec
 from gdfq_export.graph import Graph
 from gdfq_export.lower import Quantized
-from gdfq_export.methods.auto import ENOUGH, Ladder, climb
+from gdfq_export.methods.auto import ENOUGH, TRUSTED, Ladder, climb
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.fitting import Fitting, start_fitting
 from gdfq_export.methods.recon import judges, learn_as_a_whole, seen_and_held_back
@@ -60,6 +60,21 @@ def test_the_best_state_is_kept_and_not_the_last() -> None:
         ladder.add(name, state)
     assert ladder.best is states[1]
     assert ladder.scores == {"a": 0.5, "b": 0.2, "c": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("tuned", "kept"), [(0.1, "tuned"), (0.6 * TRUSTED * 0.99, "tuned"), (0.6 * TRUSTED * 1.01, "second_order")]
+)
+def test_the_tuned_state_is_kept_unless_its_score_is_clearly_worse(tuned: float, kept: str) -> None:
+    ladder = scoring([1.0, 0.9, 0.8, 0.7, 0.6, tuned])
+    climb(task(), ladder, images(count=8), Stopwatch(None))
+    assert ladder.kept == kept
+
+
+def test_no_other_state_is_kept_with_a_worse_score() -> None:
+    ladder = scoring([0.6, 0.61, 0.8, 0.61, 0.61, 0.8])
+    climb(task(), ladder, images(count=8), Stopwatch(None))
+    assert ladder.kept == "nearest"
 
 
 @pytest.mark.parametrize(
