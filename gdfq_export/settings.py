@@ -169,7 +169,7 @@ def distillation_for(preset: str, shape: tuple[int, ...]) -> Distillation:
     if is_large(shape):
         images, steps = {"fast": (48, 60), "standard": (64, 100), "paper": (256, 150)}[preset]
         return Distillation(images, min(images, 64), steps, shift=max(shape[1:]) // 10, views=2)
-    images, steps = {"fast": (128, 60), "standard": (2048, 100), "paper": (2048, 150)}[preset]
+    images, steps = {"fast": (128, 60), "standard": (1024, 100), "paper": (2048, 150)}[preset]
     return Distillation(images, min(images, 256), steps)
 
 
