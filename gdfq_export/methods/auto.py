@@ -64,7 +64,7 @@ class Ladder:
     def __init__(self, score: Callable[[Quantized], float]) -> None:
         self.score = score
         self.scores: dict[str, float] = {}
-        self.kept = ""  # name of the best state
+        self.kept = ""  # the name of `best`
         self.best: Quantized | None = None
 
     def add(self, name: str, state: Quantized, trusted: float = 1.0) -> float:
