@@ -54,7 +54,8 @@ def auto(task: Task) -> Outcome:
     ladder = Ladder(lambda state: error_of(state, teacher, judging))
     climb(task, ladder, images, stopwatch)
     assert ladder.best is not None
-    figures = {"images": len(made.pixels), **{f"error_{k}": v for k, v in ladder.scores.items()}}
+    errors = {**ladder.scores, "kept": ladder.scores[ladder.kept]}  # not always the least
+    figures = {"images": len(made.pixels), **{f"error_{k}": v for k, v in errors.items()}}
     return Outcome(ladder.best, held_back, figures)
 
 

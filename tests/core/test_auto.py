@@ -71,6 +71,15 @@ def test_the_tuned_state_is_kept_unless_its_score_is_clearly_worse(tuned: float,
     assert ladder.kept == kept
 
 
+def test_the_figures_name_the_error_of_the_state_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("gdfq_export.methods.auto")
+    scores = iter([1.0, 0.9, 0.8, 0.7, 0.6, 0.6 * TRUSTED * 0.99])
+    monkeypatch.setattr(module, "error_of", lambda *asked: next(scores))
+    monkeypatch.setattr(module, "make_images", lambda *asked: Images(images(count=8), torch.zeros(8)))
+    figures = module.auto(task()).figures
+    assert figures["error_kept"] == figures["error_tuned"] > figures["error_second_order"]
+
+
 def test_no_other_state_is_kept_with_a_worse_score() -> None:
     ladder = scoring([0.6, 0.61, 0.8, 0.61, 0.61, 0.8])
     climb(task(), ladder, images(count=8), Stopwatch(None))
