@@ -47,7 +47,8 @@ def report_html(exported: Exported, settings: Settings, facts: Mapping[str, Any]
     sections = [
         f"<h1>{escape(loaded.name)} as {widths_of(exported.integer)}</h1>",
         f'<p class="soft">quantized without data by the method <code>{escape(settings.method)}</code> for the target '
-        f"<code>{escape(settings.target)}</code></p>",
+        f"<code>{escape(settings.target)}</code>; kept: the {escape(outcome.kept.state)} state "
+        f"({escape(outcome.kept.why)})</p>",
         _tiles(exported, facts),
         _settings(settings, loaded.weights_source),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -338,8 +339,10 @@ def quantize(
     if as_json:
         print(json.dumps(result))
         return
-    print(f"{out}: {loaded.name} as {result['widths']} by {method}, {result['file_bytes'] / 1e6:.2f} MB", end="")
+    state, why = result["kept"]["state"], result["kept"]["why"]
+    print(f"{out}: {loaded.name} as {result['widths']} by {method} ({state} state), {result['file_bytes'] / 1e6:.2f} MB", end="")
     print(f" ({result['file_bytes'] / result['fp32_bytes']:.2f} of float), {result['seconds']:.0f} s")
+    print(f"kept: the {state} state ({why})")
     print(f"agreement with the float network on held-back generated images: {result['teacher_agreement']:.1f} %")
     expected = result["forecast"]
     if loaded.weights_source != "random":
@@ -355,7 +358,7 @@ def quantize(
         print(f"beside it: {files.fakequant.name} (PyTorch), {files.fp32.name} (float)")
     if report is not None:
         print(f"report: {report}")
-    print(f"next: gdfq-export verify {out}")
+    print(f"next: gdfq-export verify {shlex.quote(str(out))}")
 
 
 def _print_plan(prepared: Prepared, settings: Settings, as_json: bool) -> None:

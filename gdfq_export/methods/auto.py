@@ -31,6 +31,7 @@ from gdfq_export.memory import hand_back_freed_memory
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.dfq import equalized_network
 from gdfq_export.methods.fitting import start_fitting
+from gdfq_export.methods.kept import Kept, least, listed
 from gdfq_export.methods.recon import judges, learn_as_a_whole, make_images, seen_and_held_back
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.score import error_of
@@ -56,7 +57,16 @@ def auto(task: Task) -> Outcome:
     assert ladder.best is not None
     errors = {**ladder.scores, "kept": ladder.scores[ladder.kept]}  # not always the least
     figures = {"images": len(made.pixels), **{f"error_{k}": v for k, v in errors.items()}}
-    return Outcome(ladder.best, held_back, figures)
+    return Outcome(ladder.best, held_back, figures, kept=what_to_keep(ladder))
+
+
+def what_to_keep(ladder: Ladder) -> Kept:
+    """What the ladder decided, in words."""
+    best = least(ladder.scores)
+    if best.state == ladder.kept:
+        return best
+    trusted = f"it learned as a whole and has at most {TRUSTED} times the least"
+    return Kept(ladder.kept, f"{trusted} {listed(ladder.scores)}")
 
 
 class Ladder:

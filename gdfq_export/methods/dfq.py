@@ -16,6 +16,7 @@ from gdfq_export.bias_correction import correct_by_images, correct_by_moments
 from gdfq_export.fit import fit_to_target
 from gdfq_export.graph import Graph
 from gdfq_export.lower import TARGETS, Quantized
+from gdfq_export.methods.kept import least
 from gdfq_export.methods.recon import make_images
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.moments import Moments, batch_norm_outputs, divided, peak, shifted
@@ -46,9 +47,9 @@ def dfq(task: Task) -> Outcome:
         "analytic": correct_by_moments(plain, moments),
         "empirical": correct_by_images(plain, images.cpu()),
     }
-    figures = {f"error_{name}": error_of(candidate, teacher, held_back) for name, candidate in candidates.items()}
-    best = min(candidates, key=lambda name: figures[f"error_{name}"])
-    return Outcome(candidates[best], held_back.cpu(), figures)
+    errors = {name: error_of(candidate, teacher, held_back) for name, candidate in candidates.items()}
+    figures, kept = {f"error_{name}": error for name, error in errors.items()}, least(errors)
+    return Outcome(candidates[kept.state], held_back.cpu(), figures, kept=kept)
 
 
 def equalized_network(

@@ -25,6 +25,7 @@ from gdfq_export.errors import DivergedError
 from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.losses import distillation_loss, run_with_statistics, statistics_loss
 from gdfq_export.methods.calibrate import quantize_to_nearest
+from gdfq_export.methods.kept import least
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.score import error_of, logit_error
 from gdfq_export.settings import Schedule
@@ -92,8 +93,9 @@ def dfqf(task: Task) -> Outcome:
         "error_calibrated": before,
         "error_trained": after,
     }
-    kept = student.quantized() if after < before else calibrated
-    return Outcome(kept, held_back, figures, traces={"divergence of the student from the teacher": losses})
+    kept = least({"calibrated": before, "trained": after})
+    state = student.quantized() if kept.state == "trained" else calibrated
+    return Outcome(state, held_back, figures, traces={"divergence of the student from the teacher": losses}, kept=kept)
 
 
 def update_generator(

@@ -17,6 +17,7 @@ from gdfq_export.image_store import facts_of
 from gdfq_export.lower import Quantized
 from gdfq_export.memory import hand_back_freed_memory
 from gdfq_export.methods.calibrate import quantize_to_nearest
+from gdfq_export.methods.kept import least
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.reconstruct import reconstruct
 from gdfq_export.score import error_of
@@ -45,7 +46,8 @@ def recon(task: Task) -> Outcome:
     judging = judges(task, held_back)
     errors = {name: error_of(state, teacher, judging) for name, state in states.items()}
     figures = {"images": len(made.pixels), **{f"error_{name}": error for name, error in errors.items()}}
-    return Outcome(states[min(errors, key=errors.__getitem__)], held_back, figures)
+    kept = least(errors)
+    return Outcome(states[kept.state], held_back, figures, kept=kept)
 
 
 def learn_blocks(task: Task, start: Quantized, images: Tensor, stopwatch: Stopwatch) -> Quantized:

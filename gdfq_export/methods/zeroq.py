@@ -21,6 +21,7 @@ from gdfq_export.file_size import FileSize, bytes_beside_weights
 from gdfq_export.graph import Node
 from gdfq_export.lower import Quantized, lower
 from gdfq_export.methods.calibrate import quantize_to_nearest
+from gdfq_export.methods.kept import Kept
 from gdfq_export.methods.recon import make_images, split
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.ops import LAYERS
@@ -48,7 +49,8 @@ def zeroq(task: Task) -> Outcome:
     curve, chosen = allocate(task, quantized, images[:SENSITIVITY_IMAGES], held_back)
     figures |= {"sensitivity": chosen.sensitivity, "mean_weight_bits": mean_bits(task, chosen)}
     mixed = dataclasses.replace(task, plan=with_weight_bits(task.plan, chosen.bits))
-    return Outcome(quantize_to_nearest(mixed, batches), held_back, figures, curve)
+    kept = Kept("mixed", "least sum of the layers' sensitivities within the budget")
+    return Outcome(quantize_to_nearest(mixed, batches), held_back, figures, curve, kept=kept)
 
 
 def allocate(task: Task, quantized: Quantized, images: Tensor, held_back: Tensor) -> tuple[Curve, Allocation]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,19 @@ def test_every_other_method_makes_a_file_that_verifies_without_float_operators(
     assert main(["verify", str(out), "--json", "--samples", "4"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["passed"], report["float_ops"]) == (True, [])
+
+
+def test_a_result_names_the_state_that_was_kept_and_the_next_command_can_be_pasted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "my models" / "it's.onnx"
+    out.parent.mkdir()
+    assert main([*build(folder), "--method", "calibrate", "--no-companions", "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert " by calibrate (calibrated state), " in lines[0]
+    assert lines[1] == "kept: the calibrated state (the method makes no other)"
+    (command,) = [line.removeprefix("next: ") for line in lines if line.startswith("next: ")]
+    assert shlex.split(command) == ["gdfq-export", "verify", str(out)]
 
 
 def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:

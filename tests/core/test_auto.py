@@ -76,8 +76,12 @@ def test_the_figures_name_the_error_of_the_state_that_is_kept(monkeypatch: pytes
     scores = iter([1.0, 0.9, 0.8, 0.7, 0.6, 0.6 * TRUSTED * 0.99])
     monkeypatch.setattr(module, "error_of", lambda *asked: next(scores))
     monkeypatch.setattr(module, "make_images", lambda *asked: Images(images(count=8), torch.zeros(8)))
-    figures = module.auto(task()).figures
+    outcome = module.auto(task())
+    figures = outcome.figures
     assert figures["error_kept"] == figures["error_tuned"] > figures["error_second_order"]
+    assert outcome.kept.state == "tuned"
+    assert f"at most {TRUSTED} times the least error of the logits" in outcome.kept.why
+    assert "second_order 0.6, tuned 0.7128" in outcome.kept.why
 
 
 def test_no_other_state_is_kept_with_a_worse_score() -> None:

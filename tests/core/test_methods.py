@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
 
 import pytest
 import torch
 from torch import nn
 
+from gdfq_export.ablations import Ablations
 from gdfq_export.errors import DivergedError, UnsupportedModelError
 from gdfq_export.methods import METHODS, Task
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.gdfq import start_training
+from gdfq_export.methods.kept import Kept
 from gdfq_export.methods.supply import Generated
 from gdfq_export.models.random_weights import set_batch_norm_statistics
 from gdfq_export.models.sources import LoadedModel
@@ -69,6 +72,47 @@ def test_gdfq_trains_generator_and_student_in_turns_and_keeps_the_better_state(n
     assert figures["generator_steps"] == 8
     assert figures["student_steps"] == 4
     assert figures["error_trained"] != figures["error_calibrated"]
+
+
+def kept_of(method: str, schedule: Schedule, network: LoadedModel) -> Kept:
+    task = settings(method, schedule)
+    return quantize_model(prepare(network, task), task).outcome.kept
+
+
+@pytest.mark.parametrize(
+    ("method", "errors", "kept", "why"),
+    [
+        ("gdfq", [0.2, 0.3], "calibrated", "least error of the logits: calibrated 0.2, trained 0.3"),
+        ("gdfq", [0.3, 0.2], "trained", "least error of the logits: calibrated 0.3, trained 0.2"),
+        ("dfqf", [0.2, 0.3], "calibrated", "least error of the logits: calibrated 0.2, trained 0.3"),
+        ("dfqf", [0.3, 0.2], "trained", "least error of the logits: calibrated 0.3, trained 0.2"),
+        ("recon", [0.3, 0.1, 0.2], "reconstructed", "calibrated 0.3, reconstructed 0.1, tuned 0.2"),
+        ("dfq", [0.1, 0.3, 0.2], "plain", "plain 0.1, analytic 0.3, empirical 0.2"),
+        ("auto", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "nearest", "nearest 0.1, corrected 0.2, equalized 0.4"),
+        ("calibrate", [], "calibrated", "no other"),
+        ("zeroq", [], "calibrated", "no other"),
+    ],
+)
+def test_the_state_that_is_kept_is_named_with_the_errors_that_decided(
+    method: str, errors: list[float], kept: str, why: str, network: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter(errors)
+    module = importlib.import_module(f"gdfq_export.methods.{method}")
+    for name in ("error_of", "logit_error"):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, lambda *asked: next(told))
+    found = kept_of(method, SHORT, network)
+    assert (found.state, why in found.why) == (kept, True), found
+
+
+def test_a_trained_state_that_was_asked_for_is_kept_and_says_so(
+    network: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("gdfq_export.methods.gdfq")
+    monkeypatch.setattr(module, "error_of", lambda *asked: 0.1)
+    monkeypatch.setattr(module, "logit_error", lambda *asked: 0.2)
+    found = kept_of("gdfq", dataclasses.replace(SHORT, ablations=Ablations(keep_better=False)), network)
+    assert found == Kept("trained", "--keep-trained asks for it; error of the logits: calibrated 0.1, trained 0.2")
 
 
 def test_a_budget_ends_training_early(network: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,14 @@ def test_the_file_says_how_it_was_made(folder: Path, result: dict[str, Any]) -> 
     assert facts["figures"]["student_steps"] == 2
 
 
+def test_the_result_and_the_file_say_which_state_was_kept_and_why(folder: Path, result: dict[str, Any]) -> None:
+    kept, figures = result["kept"], result["figures"]
+    better = figures["error_trained"] < figures["error_calibrated"]
+    assert kept["state"] == ("trained" if better else "calibrated")
+    assert f"calibrated {figures['error_calibrated']:.4g}, trained {figures['error_trained']:.4g}" in kept["why"]
+    assert provenance(folder / "m.onnx")["kept"] == kept
+
+
 def test_the_input_scale_covers_black_and_white(folder: Path, result: dict[str, Any]) -> None:
     scale = next(t for t in onnx.load(folder / "m.onnx").graph.initializer if t.name == "input/scale")
     assert onnx.numpy_helper.to_array(scale) == np.float32(4 / 255)

@@ -57,6 +57,10 @@ def page() -> str:
     return report_html(exported(), SETTINGS, FACTS)
 
 
+def test_the_page_says_which_state_of_the_method_was_kept_and_why() -> None:
+    assert "kept: the mixed state (least sum of the layers&#x27; sensitivities within the budget)" in page()
+
+
 class Reader(HTMLParser):
     """Notes what is open, what is fetched, and the text."""
 
