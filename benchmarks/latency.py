@@ -35,7 +35,7 @@ from static_baseline import Images, quantize_statically
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.task import Outcome, Task
 from gdfq_export.models.sources import load_model
-from gdfq_export.passes import OPTIONAL_PASSES
+from gdfq_export.names import OPTIONAL_PASSES
 from gdfq_export.pipeline import lower_outcome, prepare, write_files
 from gdfq_export.plan import BitWidths
 from gdfq_export.progress import silent

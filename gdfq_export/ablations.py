@@ -46,25 +46,3 @@ class Ablations:
     def trains_generator(self) -> bool:
         """Whether the generator has a loss."""
         return self.generator_cross_entropy or self.generator_statistics
-
-    def student_only(self) -> list[str]:
-        """The command-line names of switches in use that matter to a student only."""
-        used = {
-            "--no-student-ce": not self.student_cross_entropy,
-            "--no-student-kd": not self.distillation,
-            "--moving-statistics": not self.fixed_statistics,
-            "--separate": not self.alternating,
-            "--stop-threshold": self.stop_threshold is not None,
-            "--keep-trained": not self.keep_better,
-        }
-        return [name for name, on in used.items() if on]
-
-    def generator_only(self) -> list[str]:
-        """The command-line names of switches in use that matter to a generator only."""
-        used = {
-            "--no-generator-ce": not self.generator_cross_entropy,
-            "--no-generator-bns": not self.generator_statistics,
-            "--separate": not self.alternating,
-            "--stop-threshold": self.stop_threshold is not None,
-        }
-        return [name for name, on in used.items() if on]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +12,8 @@ from torch.nn import functional as F
 
 from gdfq_export.distributed import size, sum_over_all
 from gdfq_export.graph import Graph
+from gdfq_export.names import Reading
 from gdfq_export.program import FloatProgram
-
-Reading = Literal["paper", "code"]
-"""Where the paper and its authors' code differ, which of them to follow."""
 
 
 def generator_cross_entropy(teacher_logits: Tensor, labels: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from gdfq_export.integer import IntegerModel
 from gdfq_export.lower import lower, with_pixel_input
 from gdfq_export.methods import METHODS, Outcome, Task
 from gdfq_export.models.sources import LoadedModel
+from gdfq_export.names import InputFormat
 from gdfq_export.passes import (
     canonicalize,
     find_channel_shuffle,
@@ -51,7 +52,7 @@ from gdfq_export.provenance import golden_vectors, stamp, stamp_input
 from gdfq_export.real_images import RealImages
 from gdfq_export.report import report_html, widths_of
 from gdfq_export.score import LogitError, forecast
-from gdfq_export.settings import InputFormat, Settings
+from gdfq_export.settings import Settings
 from gdfq_export.simulation import SimulationGap, compare_simulation
 
 logger = logging.getLogger(__name__)

@@ -10,20 +10,18 @@ correction is applied once, to what is read out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gdfq_export.clipping import Histogram, Range, analytic_clip, least_divergence, least_error, percentile
 from gdfq_export.graph import Graph
+from gdfq_export.names import Ranges
 from gdfq_export.ops import FUNCTIONS, KERNELS
 from gdfq_export.plan import Plan, TensorSpec, holds_pixels
 from gdfq_export.program import FloatProgram
 from gdfq_export.quantizers import Affine, affine_from_range
 
-Ranges = Literal["mse", "aciq", "kl", "ema", "percentile", "learned"]
-"""How ranges are found; `learned` starts from `mse`, and training moves them."""
 BINS = 4096
 MOMENTUM = 0.9
 

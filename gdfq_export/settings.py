@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gdfq_export.ablations import Ablations
-from gdfq_export.losses import Reading
+from gdfq_export.names import InputFormat, Ranges, Reading
 from gdfq_export.plan import BitWidths
-from gdfq_export.ranges import Ranges
 
-InputFormat = Literal["float-nchw", "uint8-nhwc"]
 CODE_TEMPERATURE = 20.0
 FEW_STEPS = 500  # of tuning
 

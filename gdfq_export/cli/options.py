@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-from gdfq_export.errors import InputFileError, UsageError
+from gdfq_export.errors import UsageError
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 BYTES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20}
@@ -50,21 +47,6 @@ def parse_floats(text: str, option: str) -> tuple[float, ...]:
     if not all(math.isfinite(value) for value in values):
         raise UsageError(f"{option} {text!r} is no list of numbers: write it like 0.485,0.456,0.406")
     return values
-
-
-def read_config(path: Path, known: set[str]) -> dict[str, Any]:
-    """Options from a TOML file, `option-name = value`; the command line overrides them."""
-    try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise InputFileError(f"cannot read --config {path} ({error.strerror}): check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputFileError(f"--config {path} is not valid TOML ({error}): correct it") from error
-    options = {key.replace("-", "_"): value for key, value in values.items()}
-    unknown = sorted(options.keys() - known)
-    if unknown:
-        raise UsageError(f"--config {path} sets {unknown[0].replace('_', '-')!r}, which is no option of quantize")
-    return options
 
 
 def max_memory_bytes(gigabytes: float) -> int:

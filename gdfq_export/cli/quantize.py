@@ -14,26 +14,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gdfq_export.ablations import Ablations
-from gdfq_export.cli.options import BYTES, OPERATIONS, parse_amount, parse_budget, parse_floats, parse_size, read_config
-from gdfq_export.cli.switches import PANEL, check_images, check_switches
+from gdfq_export.cli.config import given_options, options_of, read_config
+from gdfq_export.cli.options import BYTES, OPERATIONS, parse_amount, parse_budget, parse_floats, parse_size
+from gdfq_export.cli.switches import PANEL, check_options
 from gdfq_export.errors import UsageError
+from gdfq_export.names import (
+    DEVICE_NAMES,
+    INPUT_FORMATS,
+    METHOD_NAMES,
+    OPTIONAL_PASSES,
+    PRESETS,
+    RANGE_NAMES,
+    READINGS,
+    TARGET_NAMES,
+)
 
 if TYPE_CHECKING:
     from gdfq_export.pipeline import Prepared
     from gdfq_export.settings import Settings
 
-METHOD_NAMES = ("gdfq", "calibrate", "auto", "recon", "dfq", "zeroq", "dfqf")
-PRESETS = ("fast", "standard", "paper")
-TARGET_NAMES = ("portable", "x86-vnni", "x86-avx2", "arm64")
-INPUT_FORMATS = ("float-nchw", "uint8-nhwc")
-RANGE_NAMES = ("mse", "aciq", "kl", "ema", "percentile", "learned")
-READINGS = ("paper", "code")
-SPEED_PASSES = ("find_channel_shuffle", "pad_depthwise", "pad_input", "pool_as_conv", "space_to_depth")
-
 
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
-        known = {parameter.name for parameter in context.command.params if parameter.name}
+        known = options_of(quantize, context.command.params)
         context.default_map = {**(context.default_map or {}), **read_config(path, known)}
     return path
 
@@ -45,15 +48,13 @@ def _one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
 
 
 def _width_budgets(
-    method: str, size: str | None, bitops: str | None, weight_bits: int | None, *, dry_run: bool
+    size: str | None, bitops: str | None, weight_bits: int | None, *, dry_run: bool
 ) -> tuple[int | None, int | None]:
     """The budgets that decide the width of each layer, in bytes and in bit operations; one of them at most."""
     given = {"--size-budget": size, "--bitops-budget": bitops}
     names = [name for name, value in given.items() if value is not None]
     if len(names) == 2:
         raise UsageError("--size-budget and --bitops-budget cannot both decide the widths: leave one of them out")
-    if names and method != "zeroq":
-        raise UsageError(f"{names[0]} needs a method that gives each layer its own width: add --method zeroq")
     if names and weight_bits is not None:
         raise UsageError(f"{names[0]} decides the widths of the weights: leave --weight-bits out")
     if names and dry_run:
@@ -65,6 +66,7 @@ def _width_budgets(
 
 
 def quantize(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help="Name of a known network, FILE.py:FACTORY, or FILE.pt2.")],
     out: Annotated[Path, typer.Option(help="The ONNX file to write.")],
     weights: Annotated[Path | None, typer.Option(help="Weights: safetensors, or a torch state dict.")] = None,
@@ -146,7 +148,9 @@ def quantize(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="TOML file with options; the command line overrides it.", is_eager=True, callback=_load_config
+            help="TOML file with options, whose paths are relative to it; the command line overrides it.",
+            is_eager=True,
+            callback=_load_config,
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the quantization plan and stop.")] = False,
@@ -163,7 +167,8 @@ def quantize(
         typer.Option(help="Operators or modules that may stay float, as a regular expression; they are listed."),
     ] = None,
     without: Annotated[
-        list[str] | None, typer.Option(help=f"Leave out a pass for speed ({', '.join(SPEED_PASSES)}); may be repeated.")
+        list[str] | None,
+        typer.Option(help=f"Leave out a pass for speed ({', '.join(OPTIONAL_PASSES)}); may be repeated."),
     ] = None,
     no_companions: Annotated[
         bool, typer.Option("--no-companions", help="Write the ONNX file only, not the PyTorch and float ones.")
@@ -181,9 +186,9 @@ def quantize(
     _one_of(target, TARGET_NAMES, "--target")
     _one_of(ranges, RANGE_NAMES, "--ranges")
     _one_of(input_format, INPUT_FORMATS, "--input-format")
-    _one_of(device, ("auto", "cpu", "cuda"), "--device")
+    _one_of(device, DEVICE_NAMES, "--device")
     for name in without or []:
-        _one_of(name, SPEED_PASSES, "--without")
+        _one_of(name, OPTIONAL_PASSES, "--without")
     seconds = None if budget is None else parse_budget(budget)
     size = None if input_size is None else parse_size(input_size)
     if threads is not None and threads < 1:
@@ -204,8 +209,7 @@ def quantize(
         stop_threshold=stop_threshold,
         keep_better=not keep_trained,
     )
-    check_switches(method, ablations, ranges=ranges, reading=reading, calibration=calibration_data, real=real_data)
-    check_images(method, images, budget=budget is not None)
+    check_options(method, given_options(context), ablations, ranges=ranges)
     rates = {"generator_lr": generator_lr, "student_lr": student_lr}
     for name, rate in rates.items():
         if rate is not None and not 0 < rate < 1e6:
@@ -229,7 +233,7 @@ def quantize(
         if path is not None and path in written:
             raise UsageError(f"{option} {path} is also what another file of the run is called: choose another name")
         written.append(path)
-    budgets = _width_budgets(method, size_budget, bitops_budget, weight_bits, dry_run=dry_run)
+    budgets = _width_budgets(size_budget, bitops_budget, weight_bits, dry_run=dry_run)
     if dry_run and resume:
         raise UsageError("--dry-run trains nothing, so there is nothing to --resume: leave one of them out")
 
@@ -340,7 +344,8 @@ def quantize(
         print(json.dumps(result))
         return
     state, why = result["kept"]["state"], result["kept"]["why"]
-    print(f"{out}: {loaded.name} as {result['widths']} by {method} ({state} state), {result['file_bytes'] / 1e6:.2f} MB", end="")
+    made = f"{loaded.name} as {result['widths']} by {method} ({state} state)"
+    print(f"{out}: {made}, {result['file_bytes'] / 1e6:.2f} MB", end="")
     print(f" ({result['file_bytes'] / result['fp32_bytes']:.2f} of float), {result['seconds']:.0f} s")
     print(f"kept: the {state} state ({why})")
     print(f"agreement with the float network on held-back generated images: {result['teacher_agreement']:.1f} %")

@@ -1,48 +1,88 @@
-"""The switches of `quantize` that take parts of GDFQ away, checked against each other and against the method."""
+"""Which methods read which option of `quantize`; an option that would change nothing is refused.
+
+The tables say what the code does: `tests/cli/test_switches.py` runs every method and looks at what it reads.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from gdfq_export.ablations import Ablations
 from gdfq_export.errors import UsageError
+from gdfq_export.names import METHOD_NAMES, Method
 
 PANEL = "Parts of GDFQ, for its ablations"
-STUDENT_METHODS = ("gdfq",)
-GENERATOR_METHODS = ("gdfq", "calibrate")
-IMAGE_METHODS = ("recon", "auto", "dfq", "zeroq")
+IMAGE_METHODS: tuple[Method, ...] = ("recon", "auto", "dfq", "zeroq")
+
+READERS: Mapping[str, tuple[Method, ...]] = MappingProxyType(
+    {
+        "generator_lr": ("gdfq", "calibrate", "dfqf"),
+        "student_lr": ("gdfq", "dfqf"),
+        "size_budget": ("zeroq",),
+        "bitops_budget": ("zeroq",),
+        "reading": ("gdfq", "calibrate", "dfqf"),
+        "calibration_data": ("gdfq", "calibrate"),
+        "real_data": ("gdfq",),
+        "images": IMAGE_METHODS,
+        "no_generator_ce": ("gdfq", "calibrate"),
+        "no_generator_bns": ("gdfq", "calibrate"),
+        "no_student_ce": ("gdfq",),
+        "no_student_kd": ("gdfq",),
+        "moving_statistics": ("gdfq",),
+        "separate": ("gdfq",),
+        "stop_threshold": ("gdfq",),
+        "keep_trained": ("gdfq",),
+    }
+)
+"""Option -> the methods that read it; every method reads what is not listed."""
+
+PRESET_BESIDE_BUDGET: tuple[Method, ...] = ("gdfq", "calibrate", "zeroq", "dfqf")
+"""Methods whose learning rates and batches are the preset's also where a budget decides how long they take."""
+
+OF_THE_GENERATOR = ("generator_lr", "no_generator_ce", "no_generator_bns", "separate", "stop_threshold")
+UNREAD_WITH_REAL_DATA = OF_THE_GENERATOR
+UNREAD_WITH_CALIBRATION_DATA = (*OF_THE_GENERATOR, "reading", "budget")  # with --method calibrate
+UNREAD_UNTRAINED = ("generator_lr", "separate")  # without a loss of the generator
 
 
-def check_switches(
-    method: str, ablations: Ablations, *, ranges: str, reading: str | None, calibration: Path | None, real: Path | None
-) -> None:
-    """Refuses switches that mean nothing to the method, or to each other."""
-    student = ablations.student_only()
+def option_name(parameter: str) -> str:
+    """generator_lr -> --generator-lr"""
+    return f"--{parameter.replace('_', '-')}"
+
+
+def check_options(method: str, given: Collection[str], ablations: Ablations, *, ranges: str) -> None:
+    """Refuses what was given, on the command line or in a config, and would change nothing."""
+    for name in given:
+        refuse_others(option_name(name), method, READERS.get(name, METHOD_NAMES))
     if ranges == "learned":
-        student.append("--ranges learned")
-    if real is not None:
-        student.append("--real-data")
-    generator = [] if ablations.trains_generator else ["--no-generator-ce and --no-generator-bns"]
-    generator = generator or [name for name in ablations.generator_only() if name not in student]
-    generator += ["--reading"] if reading is not None else []
-    generator += ["--calibration-data"] if calibration is not None else []
-    for names, methods in ((student, STUDENT_METHODS), (generator, GENERATOR_METHODS)):
-        if names and method not in methods:
-            raise UsageError(f"{names[0]} has no meaning for --method {method}: use it with {' or '.join(methods)}")
-    if real is not None and (unused := ablations.generator_only()):
-        raise UsageError(f"{unused[0]} is about the generator, which --real-data replaces: leave one of them out")
-    if method == "calibrate" and calibration is not None and generator != ["--calibration-data"]:
-        raise UsageError(
-            f"{generator[0]} is about the generator, which --method calibrate does not need with --calibration-data: "
-            "leave one of them out"
-        )
-
-
-def check_images(method: str, images: Path | None, *, budget: bool) -> None:
-    """Refuses a file of images where none are optimised, or where time decides how many."""
-    if images is None:
-        return
-    if method not in IMAGE_METHODS:
-        raise UsageError(f"--images has no meaning for --method {method}: use it with {' or '.join(IMAGE_METHODS)}")
-    if budget:
+        refuse_others("--ranges learned", method, ("gdfq",))
+    if "real_data" in given:
+        for name in _both(given, UNREAD_WITH_REAL_DATA):
+            raise UsageError(f"{name} is about the generator, which --real-data replaces: leave one of them out")
+    if method == "calibrate" and "calibration_data" in given:
+        for name in _both(given, UNREAD_WITH_CALIBRATION_DATA):
+            raise UsageError(
+                f"{name} is about the generator, which --method calibrate does not need with --calibration-data: "
+                "leave one of them out"
+            )
+    if not ablations.trains_generator:
+        for name in _both(given, UNREAD_UNTRAINED):
+            raise UsageError(
+                f"{name} has no meaning when --no-generator-ce and --no-generator-bns leave the generator untrained: "
+                "leave it out"
+            )
+    if "budget" in given and "images" in given:
         raise UsageError("--budget decides how many images are made, so that no file fits: use --preset with --images")
+    if "budget" in given and "preset" in given and method not in PRESET_BESIDE_BUDGET:
+        raise UsageError(f"--budget says how long --method {method} takes, and --preset too: leave one of them out")
+
+
+def refuse_others(option: str, method: str, readers: Collection[Method]) -> None:
+    """UsageError where the method is none of those that read the option."""
+    if method not in readers:
+        raise UsageError(f"{option} has no meaning for --method {method}: use it with {' or '.join(readers)}")
+
+
+def _both(given: Collection[str], unread: Collection[str]) -> list[str]:
+    return [option_name(name) for name in given if name in unread]

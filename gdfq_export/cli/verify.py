@@ -13,6 +13,7 @@ import typer
 from gdfq_export.cli.options import max_memory_bytes
 from gdfq_export.cli.verify_report import print_report
 from gdfq_export.errors import UsageError
+from gdfq_export.runtime_checks.names import LEVEL_NAMES, RUNTIME_NAMES
 
 if TYPE_CHECKING:
     from gdfq_export.compare import TorchComparison
@@ -20,15 +21,13 @@ if TYPE_CHECKING:
     from gdfq_export.runtime_checks.verify import VerifyResult
 
 
-LEVEL_NAMES = ("all", "basic", "disabled")
-RUNTIME_NAMES = ("openvino", "ort-web", "reference")
 SOFTMAX_TOLERANCE = 1e-5  # float32 softmax and log-softmax of two libraries on the same logits
 
 
 def verify(
     model: Annotated[Path, typer.Argument(help="The quantized ONNX file.")],
     samples: Annotated[int, typer.Option(help="Images to compare on.")] = 16,
-    level: Annotated[str, typer.Option(help="Optimization levels to compare: all,basic,disabled.")] = "all",
+    level: Annotated[str, typer.Option(help=f"Optimization levels to compare: {','.join(LEVEL_NAMES)}.")] = "all",
     runtime: Annotated[
         str | None,
         typer.Option(

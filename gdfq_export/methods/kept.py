@@ -14,14 +14,12 @@ class Kept:
     why: str
 
 
+ONLY_STATE = Kept("calibrated", "the method makes no other")
+
+
 def least(errors: Mapping[str, float]) -> Kept:
     """The state with the least error; the first of several, so that training must gain to count."""
     return Kept(min(errors, key=errors.__getitem__), f"least {listed(errors)}")
-
-
-def only(state: str) -> Kept:
-    """The state of a method that makes one alone."""
-    return Kept(state, "the method makes no other")
 
 
 def listed(errors: Mapping[str, float]) -> str:

@@ -13,7 +13,7 @@ from gdfq_export.generator import ImageSpec
 from gdfq_export.graph import Graph
 from gdfq_export.image_store import ImageStore
 from gdfq_export.lower import Quantized
-from gdfq_export.methods.kept import Kept, only
+from gdfq_export.methods.kept import ONLY_STATE, Kept
 from gdfq_export.plan import Plan
 from gdfq_export.progress import Progress
 from gdfq_export.real_images import RealImages
@@ -44,4 +44,4 @@ class Outcome:
     figures: Mapping[str, float] = field(default_factory=dict)
     curve: Curve | None = None  # of mixed precision
     traces: Mapping[str, Sequence[float]] = field(default_factory=dict)  # a quantity -> its value at every step
-    kept: Kept = only("calibrated")  # which state of the method it is
+    kept: Kept = ONLY_STATE  # which state of the method it is

@@ -12,11 +12,7 @@ from gdfq_export.passes.mix_channels import mix_channels
 from gdfq_export.passes.pad_input import pad_input
 from gdfq_export.passes.space_to_depth import space_to_depth
 
-OPTIONAL_PASSES = ("find_channel_shuffle", "pad_depthwise", "pad_input", "pool_as_conv", "space_to_depth")
-"""Passes for speed alone, which can be left out by name; `pad_depthwise`, `pool_as_conv`: on the lowered model."""
-
 __all__ = [
-    "OPTIONAL_PASSES",
     "absorb_bias",
     "canonicalize",
     "equalize",

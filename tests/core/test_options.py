@@ -1,15 +1,25 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from gdfq_export.cli import quantize
-from gdfq_export.cli.options import BYTES, OPERATIONS, parse_amount, parse_budget, parse_floats, parse_size, read_config
-from gdfq_export.errors import InputFileError, UsageError
+from gdfq_export import passes
+from gdfq_export.cli.options import BYTES, OPERATIONS, parse_amount, parse_budget, parse_floats, parse_size
+from gdfq_export.errors import UsageError
 from gdfq_export.lower import TARGETS
 from gdfq_export.methods import METHODS
-from gdfq_export.passes import OPTIONAL_PASSES
+from gdfq_export.names import METHOD_NAMES, OPTIONAL_PASSES, PRESETS, TARGET_NAMES
+from gdfq_export.plan import BitWidths
+from gdfq_export.runtime_checks.names import LEVEL_NAMES, RUNTIME_NAMES
+from gdfq_export.runtime_checks.other_runtimes import RUNTIMES
+from gdfq_export.runtime_checks.sessions import LEVELS
+from gdfq_export.settings import (
+    distillation_for,
+    is_large,
+    reconstruction_for,
+    schedule_for,
+    tuning_for,
+    weighing_for,
+)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90.0), ("10m", 600.0), ("1.5h", 5400.0), ("45", 45.0)])
@@ -62,40 +72,19 @@ def test_what_are_no_numbers_is_refused_by_the_options_name(text: str) -> None:
         parse_floats(text, "--std")
 
 
-def config(folder: Path, text: str) -> Path:
-    path = folder / "c.toml"
-    path.write_text(text)
-    return path
+def test_every_name_that_can_be_chosen_is_one_that_the_code_knows() -> None:
+    """The lists are written once, apart from the tables that have the code itself behind each name."""
+    assert set(METHOD_NAMES) == METHODS.keys()
+    assert set(TARGET_NAMES) == TARGETS.keys()
+    assert set(LEVEL_NAMES) == LEVELS.keys()
+    assert set(RUNTIME_NAMES) == RUNTIMES.keys()
+    assert {"find_channel_shuffle", "pad_input", "space_to_depth"} == set(OPTIONAL_PASSES) & set(passes.__all__)
+    assert {"pad_depthwise", "pool_as_conv"} == set(OPTIONAL_PASSES) - set(passes.__all__)
 
 
-def test_a_config_names_options_as_the_command_line_does(tmp_path: Path) -> None:
-    path = config(tmp_path, 'weight-bits = 4\nmethod = "calibrate"\n')
-    assert read_config(path, {"weight_bits", "method"}) == {"weight_bits": 4, "method": "calibrate"}
-
-
-def test_an_unknown_option_in_a_config_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="weigth-bits"):
-        read_config(config(tmp_path, "weigth-bits = 4"), {"weight_bits"})
-
-
-def test_a_missing_config_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputFileError, match="No such file"):
-        read_config(tmp_path / "none.toml", set())
-
-
-def test_a_broken_config_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputFileError, match="not valid TOML"):
-        read_config(config(tmp_path, "bits = "), {"bits"})
-
-
-def test_a_config_that_is_no_text_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "c.toml"
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputFileError, match="not valid TOML"):
-        read_config(path, set())
-
-
-def test_names_that_are_written_down_twice_to_start_quickly_are_the_same() -> None:
-    assert quantize.SPEED_PASSES == OPTIONAL_PASSES
-    assert set(quantize.METHOD_NAMES) == METHODS.keys()
-    assert set(quantize.TARGET_NAMES) == TARGETS.keys()
+@pytest.mark.parametrize("shape", [(3, 32, 32), (3, 224, 224)])
+def test_every_preset_has_a_schedule_of_its_own(shape: tuple[int, int, int]) -> None:
+    for values in (schedule_for, distillation_for, reconstruction_for, weighing_for):
+        if values is not weighing_for or is_large(shape):
+            assert len({values(name, shape) for name in PRESETS}) == len(PRESETS)
+    assert len({tuning_for(name, shape, BitWidths(4, 4)) for name in PRESETS}) == len(PRESETS)
