@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +13,10 @@ from gdfq_export.runtime_checks.graph import Graph, Node
 from gdfq_export.runtime_checks.movement import MOVES
 from gdfq_export.runtime_checks.tensor_types import CODE_TYPES, element_types
 
-_WITHIN = (*MOVES, "MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Concat")
-"""Operators whose result lies between the smallest and the largest of their inputs."""
+_WITHIN = (*MOVES, "MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "AveragePool", "GlobalAveragePool", "Resize")
+"""Operators whose result lies between the smallest and the largest element of their first input."""
 
+_EXTRAPOLATE = (b"tf_crop_and_resize",)  # by a value that may be any
 _TYPE_RANGES = {2: (0, 255), 3: (-128, 127), 4: (0, 65535), 5: (-32768, 32767)}
 
 
@@ -27,6 +30,22 @@ class CodeRange:
     def union(self, other: CodeRange) -> CodeRange:
         """The range that holds both."""
         return CodeRange(min(self.low, other.low), max(self.high, other.high))
+
+    def largest(self, other: CodeRange) -> CodeRange:
+        """The range of the larger of two codes."""
+        return CodeRange(max(self.low, other.low), max(self.high, other.high))
+
+    def smallest(self, other: CodeRange) -> CodeRange:
+        """The range of the smaller of two codes."""
+        return CodeRange(min(self.low, other.low), min(self.high, other.high))
+
+
+_AMONG: Mapping[str, Callable[[CodeRange, CodeRange], CodeRange]] = {
+    "Concat": CodeRange.union,
+    "Max": CodeRange.largest,
+    "Min": CodeRange.smallest,
+}
+"""Operators whose result is one of their inputs at each place, and the range that two inputs give."""
 
 
 def code_ranges(graph: Graph) -> dict[str, CodeRange]:
@@ -59,27 +78,34 @@ def _range(node: Node, graph: Graph, ranges: dict[str, CodeRange], whole: CodeRa
     if node.op == "Pad":
         filled = ranges.get(node.input(2)) if node.input(2) else CodeRange(0, 0)  # other modes repeat what is there
         return whole if filled is None else source.union(filled)
-    if node.op in _WITHIN:
-        inputs = node.inputs if node.op == "Concat" else node.inputs[:1]
-        known = [ranges[name] for name in inputs if name in ranges]
-        if len(known) == len(inputs):
-            result = known[0]
-            for item in known[1:]:
-                result = result.union(item)
-            return result
-    return whole
+    inputs = _inputs_that_bound(node)
+    known = [ranges[name] for name in inputs if name in ranges]
+    return _joined(node, known) if inputs and len(known) == len(inputs) else whole
+
+
+def _inputs_that_bound(node: Node) -> tuple[str, ...]:
+    """The inputs between whose smallest and largest element the result lies; none where it may leave them."""
+    if node.op == "Resize" and bytes(node.attributes.get("mode", b"nearest")) == b"cubic":
+        return ()  # which overshoots
+    if node.op == "Resize" and bytes(node.attributes.get("coordinate_transformation_mode", b"")) in _EXTRAPOLATE:
+        return ()
+    if node.op == "AveragePool" and node.attributes.get("count_include_pad", 0):
+        return ()  # the padding's zeros are among what is averaged
+    return node.inputs if node.op in _AMONG else node.inputs[:1] if node.op in _WITHIN else ()
+
+
+def _joined(node: Node, ranges: list[CodeRange]) -> CodeRange:
+    return functools.reduce(_AMONG.get(node.op, CodeRange.union), ranges)
 
 
 def _quantized_range(node: Node, graph: Graph, ranges: dict[str, CodeRange]) -> CodeRange | None:
     """Behind DequantizeLinear -> (an operator that stays within its inputs) -> QuantizeLinear of equal parameters."""
     operator = graph.producers.get(node.input(0))
-    if operator is None or operator.op not in (*_WITHIN, "DequantizeLinear"):
+    if operator is None:
         return None
-    names = [node.input(0)] if operator.op == "DequantizeLinear" else list(operator.inputs)
-    if operator.op not in ("Concat", "DequantizeLinear"):
-        names = names[:1]
+    names = (node.input(0),) if operator.op == "DequantizeLinear" else _inputs_that_bound(operator)
     wanted = quantization_from_constants(graph.constants.get(node.input(1)), graph.constants.get(node.input(2)), node)
-    result: CodeRange | None = None
+    found = []
     for name in names:
         source = graph.producers.get(name)
         if source is None or source.op != "DequantizeLinear" or source.input(0) not in ranges:
@@ -89,6 +115,5 @@ def _quantized_range(node: Node, graph: Graph, ranges: dict[str, CodeRange]) -> 
             return None
         if zero_point is None or not np.array_equal(zero_point.reshape(-1), wanted.zero_point.reshape(-1)):
             return None
-        part = ranges[source.input(0)]
-        result = part if result is None else result.union(part)
-    return result
+        found.append(ranges[source.input(0)])
+    return _joined(operator, found) if found else None
