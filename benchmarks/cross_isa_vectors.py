@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from gdfq_export.runtime_checks.golden import read_golden, read_provenance
-from gdfq_export.runtime_checks.graph import Array, with_unique_names
+from gdfq_export.runtime_checks.graph import Array
 from gdfq_export.runtime_checks.inputs import verification_inputs
 from gdfq_export.runtime_checks.instrument import instrument
-from gdfq_export.runtime_checks.layers import layers_of
-from gdfq_export.runtime_checks.loading import load_model
-from gdfq_export.runtime_checks.model_inputs import input_spec
+from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY
+from gdfq_export.runtime_checks.opening import open_quantized
 from gdfq_export.runtime_checks.reference import reference_graph, run_reference
 from gdfq_export.runtime_checks.sessions import Session
 
@@ -35,14 +33,13 @@ class Job:
 
 def make_job(path: Path, folder: Path, samples: int, seed: int = 0) -> Job:
     """Writes plain.onnx, shown.onnx and vectors.npz for `samples` images into `folder`."""
-    model = with_unique_names(load_model(path))
-    graph, provenance, golden = reference_graph(model), read_provenance(model), read_golden(model)
-    spec = input_spec(graph, provenance)
+    file = open_quantized(path, DEFAULT_MAX_MEMORY)
+    graph, spec, golden = file.graph, file.spec, file.golden
     if spec.batch not in (None, 1):
         raise ValueError(f"{path}: a batch of {spec.batch} is fixed, and images are replayed one by one")
     stored = None if golden is None else golden.codes[: max(1, samples // 2)]
-    feeds = verification_inputs(spec, graph, layers_of(model, graph), stored, samples, seed)
-    copy = instrument(model, graph)
+    feeds = verification_inputs(spec, graph, file.layers, stored, samples, seed)
+    copy = instrument(file.model, graph)
     graph = reference_graph(copy.base)
     in_float = copy.coverage.float_tensors
     session = Session(copy.model)
@@ -60,8 +57,8 @@ def make_job(path: Path, folder: Path, samples: int, seed: int = 0) -> Job:
 
         run_reference(graph, feed, observe, in_float)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plain.onnx").write_bytes(model.SerializeToString())
+    (folder / "plain.onnx").write_bytes(file.model.SerializeToString())
     (folder / "shown.onnx").write_bytes(copy.model.SerializeToString())
     arrays: dict[str, Any] = {f"tensor{index}": np.concatenate(items) for index, items in enumerate(parts.values())}
     np.savez(folder / "vectors.npz", feeds=feeds, names=np.array(list(parts)), **arrays)
-    return Job(path.name, folder, provenance.get("target"), len(in_float))
+    return Job(path.name, folder, file.provenance.get("target"), len(in_float))

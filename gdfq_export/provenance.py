@@ -4,13 +4,16 @@ A checker without PyTorch and without this package can replay the golden vectors
 
     gdfq_export          JSON: format, method, bits, seed, versions, input normalisation, checksums
     gdfq_export.hashes   JSON: group of initializers (the name up to the last "/") -> 16 hex digits of sha256;
-                         the key "" is the graph's own hash
-    gdfq_export.golden   JSON: input codes and the outputs that the PyTorch program computes from them
+                         the key "" is the graph's own hash, "gdfq_export/input" and "gdfq_export/facts" are those
+                         of what the first entry says of the input and of everything else
+    gdfq_export.golden   JSON: input codes and the outputs that the PyTorch program computes from them; where a softmax
+                         stands behind the logits, `tensor` names the logits, and the outputs are theirs
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import zlib
@@ -27,9 +30,11 @@ from torch import Tensor
 from gdfq_export.exact import IntegerProgram
 from gdfq_export.graph import INPUT
 from gdfq_export.integer import PixelInput
+from gdfq_export.plan import without_endings
 
 Array = npt.NDArray[Any]
 FORMAT = 1
+ENDINGS = frozenset({"Softmax", "LogSoftmax"})
 GOLDEN_SIDE = 32
 GOLDEN_COUNT = 4
 HASH_DIGITS = 16
@@ -54,9 +59,23 @@ def layer_hashes(model: onnx.ModelProto) -> dict[str, str]:
     return {"": nodes.hexdigest()[:HASH_DIGITS], **hashes}
 
 
+def fact_hashes(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of what the file says of its input, and of everything else that it says."""
+    rest = {key: value for key, value in facts.items() if key != "input"}
+    groups = {"gdfq_export/input": facts.get("input"), "gdfq_export/facts": rest}
+    texts = {key: json.dumps(value, sort_keys=True, separators=(",", ":")) for key, value in groups.items()}
+    return {key: hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS] for key, text in texts.items()}
+
+
 @torch.no_grad()
 def golden_vectors(program: IntegerProgram, images: Tensor) -> dict[str, Any]:
-    """Input codes at low resolution, repeated to full size, and the program's outputs for them."""
+    """Input codes at low resolution, repeated to full size, and the program's outputs for them, or its logits.
+
+    What a softmax makes of the logits is not the same to the last bit everywhere.
+    """
+    if program.endings:
+        bare, _ = without_endings(program.model.graph)
+        program = IntegerProgram(dataclasses.replace(program.model, graph=bare)).eval()
     model = program.model
     tensor = model.tensors[INPUT]
     height, width = images.shape[-2:]
@@ -89,11 +108,22 @@ def _bytes_of(images: Array, pixels: PixelInput) -> Array:
 
 
 def stamp(model: onnx.ModelProto, facts: Mapping[str, Any], golden: Mapping[str, Any] | None) -> None:
-    """Writes the entries into the model's metadata; without golden vectors where outputs are not exact."""
-    _write(model, "gdfq_export", {"format": FORMAT, **facts})
-    _write(model, "gdfq_export.hashes", layer_hashes(model))
+    """Writes the entries into the model's metadata; without golden vectors where nothing that they hold is exact."""
+    stated = {"format": FORMAT, **facts}
+    _write(model, "gdfq_export", stated)
+    _write(model, "gdfq_export.hashes", {**layer_hashes(model), **fact_hashes(stated)})
     if golden is not None:
-        _write(model, "gdfq_export.golden", golden)
+        logits = tensor_before_ending(model)
+        _write(model, "gdfq_export.golden", {**golden, "tensor": logits} if logits else golden)
+
+
+def tensor_before_ending(model: onnx.ModelProto) -> str | None:
+    """What the softmax behind the logits reads; None where the logits are the output."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    name = output = model.graph.output[0].name
+    while name in producers and producers[name].op_type in ENDINGS:
+        name = producers[name].input[0]
+    return None if name == output else name
 
 
 def stamp_input(model: onnx.ModelProto, facts: Mapping[str, Any]) -> None:

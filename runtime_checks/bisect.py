@@ -13,14 +13,13 @@ import onnx
 from gdfq_export.runtime_checks.causes import NOT_FUSED, cause_of
 from gdfq_export.runtime_checks.compare import Difference, compare
 from gdfq_export.runtime_checks.coverage import Coverage, coverage_of
-from gdfq_export.runtime_checks.golden import read_golden, read_provenance
-from gdfq_export.runtime_checks.graph import Array, Graph, with_unique_names
+from gdfq_export.runtime_checks.graph import Array, Graph
 from gdfq_export.runtime_checks.inputs import verification_inputs
 from gdfq_export.runtime_checks.instrument import Instrumented, instrument
 from gdfq_export.runtime_checks.layers import Layer, layers_of
-from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY, load_model
+from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY
 from gdfq_export.runtime_checks.minimal import minimal_model
-from gdfq_export.runtime_checks.model_inputs import input_spec
+from gdfq_export.runtime_checks.opening import open_quantized
 from gdfq_export.runtime_checks.quantizer_of import operator_of
 from gdfq_export.runtime_checks.reference import reference_graph, run_reference
 from gdfq_export.runtime_checks.sessions import Session
@@ -73,12 +72,10 @@ def bisect_model(
     seed: int = 0,
 ) -> BisectResult | None:
     """Looks for the first differing tensor at `level`, on the images that `verify_model` uses; None if none differs."""
-    model = with_unique_names(load_model(path, max_memory))
-    graph = reference_graph(model)
-    golden = read_golden(model)
-    spec, layers = input_spec(graph, read_provenance(model)), layers_of(model, graph)
-    feeds = verification_inputs(spec, graph, layers, golden.codes if golden else None, max(samples, 1), seed)
-    copy = instrument(model, graph)
+    file = open_quantized(path, max_memory)
+    spec, golden = file.spec, file.golden.codes if file.golden else None
+    feeds = verification_inputs(spec, file.graph, file.layers, golden, max(samples, 1), seed)
+    copy = instrument(file.model, file.graph)
     model, graph = copy.base, reference_graph(copy.base)
     session = Session(copy.model, level)
     first: _Mismatch | None = None

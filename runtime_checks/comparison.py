@@ -86,6 +86,8 @@ class Comparison:
         for name, output in plain.items():
             self.same_outputs &= compare(output, shown[name]).mismatches == 0
             self._outputs[name].append(output[:count])
+        for name in self._outputs.keys() - plain.keys():  # what stands before an ending
+            self._outputs[name].append(shown[name][:count])
         expected: dict[str, Array] = {}
 
         def observe(name: str, computed: Array) -> Array:

@@ -18,10 +18,11 @@ from gdfq_export.runtime_checks.graph import Graph, Node, graph_from_model, with
 from gdfq_export.runtime_checks.movement import MOVES
 from gdfq_export.runtime_checks.reasons import reason_for_float
 from gdfq_export.runtime_checks.sessions import optimized_model
-from gdfq_export.runtime_checks.tensor_types import CODE_TYPES, INDEX_TYPES, element_types
+from gdfq_export.runtime_checks.tensor_types import CODE_TYPES, FLOAT_TYPES, INDEX_TYPES, element_types
 
 _INTEGER_KERNELS = ("QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul")
 _LINEAR = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose", "MatMulNBits")
+_ENDING = "it stands behind the last DequantizeLinear, where the integers end"
 _RENAMED = re.compile(r"(_token_\d+|/duplicated\w*|_nchwc)+$")  # what the runtime appends to names
 
 
@@ -51,12 +52,8 @@ class Coverage:
 
     kernels: tuple[Kernel, ...]
     float_operators: tuple[FloatOperator, ...]
+    endings: tuple[FloatOperator, ...]  # what computes in float behind the last DequantizeLinear, as a softmax does
     float_tensors: frozenset[str]  # quantized tensors and outputs whose value depends on a float operator's rounding
-
-    @property
-    def integer_kernels(self) -> tuple[Kernel, ...]:
-        """The kernels that compute on codes."""
-        return tuple(kernel for kernel in self.kernels if kernel.integer)
 
 
 def name_in_file(name: str) -> str:
@@ -77,7 +74,7 @@ def coverage_from_optimized(model: onnx.ModelProto, optimized: onnx.ModelProto) 
     graph = graph_from_model(optimized)
     types = element_types(graph)
     behind, ahead = _behind_quantize(graph), _ahead_of_quantize(graph)
-    kernels, float_operators = [], []
+    kernels, float_operators, endings = [], [], []
     for node in graph.nodes:
         origin = _origin(node, by_name, source)
         integer = _is_integer(node, types)
@@ -89,9 +86,13 @@ def coverage_from_optimized(model: onnx.ModelProto, optimized: onnx.ModelProto) 
             reason = _reason(source, node, origin)
             name, op = (origin.name, origin.op) if origin else (node.name or node.outputs[0], node.op)
             float_operators.append(FloatOperator(name, op, tensor, reason))
+        elif not integer and _is_ending(node, graph, behind, types):
+            name, op = (origin.name, origin.op) if origin else (node.name or node.outputs[0], node.op)
+            endings.append(FloatOperator(name, op, tensor, _ENDING))
         kernels.append(Kernel(node.op, origin.name if origin else node.name, tensor, integer))
     float_tensors = _float_tensors(graph, types, by_name, source)
-    return Coverage(tuple(kernels), tuple(dict.fromkeys(float_operators)), float_tensors)
+    lists = (kernels, dict.fromkeys(float_operators), dict.fromkeys(endings))
+    return Coverage(*map(tuple, lists), float_tensors)
 
 
 def _reason(source: Graph, node: Node, origin: Node | None) -> str:
@@ -151,6 +152,13 @@ def _is_float_operator(node: Node, graph: Graph, behind: set[str], ahead: set[st
     if node.op in _LINEAR:
         return computed or not all(graph.is_constant(name) for name in node.inputs if name)
     return computed and any(name in ahead for name in node.outputs)
+
+
+def _is_ending(node: Node, graph: Graph, behind: set[str], types: Mapping[str, int]) -> bool:
+    """Whether `node`, which is no float operator between quantized tensors, computes floats behind the last of them."""
+    if node.op in ("QuantizeLinear", "DequantizeLinear", *MOVES) or not any(name in behind for name in node.inputs):
+        return False
+    return types.get(node.outputs[0]) in FLOAT_TYPES
 
 
 def _behind_quantize(graph: Graph) -> set[str]:

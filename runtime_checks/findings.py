@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gdfq_export.runtime_checks.causes import CLIPPED_BIAS, NOT_FUSED, OVERFLOW, SATURATION
-from gdfq_export.runtime_checks.golden import GRAPH_GROUP
+from gdfq_export.runtime_checks.hashes import GRAPH_GROUP, METADATA_GROUPS
 
 if TYPE_CHECKING:
     from gdfq_export.runtime_checks.bisect import BisectResult
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 CHANGED_PARAMETERS = "changed parameters"
 CHANGED_GRAPH = "changed graph"
+CHANGED_FACTS = "changed metadata"
+OVERRIDABLE = "can be overridden"
 WRONG_BIAS_SCALE = "wrong bias scale"
 MACHINE_DEPENDENT = "differs between machines"
 GOLDEN_DIFFERS = "stored outputs differ"
@@ -43,6 +45,8 @@ def findings_of(result: VerifyResult, first_difference: BisectResult | None = No
     for group in result.changed_groups or ():
         if group == GRAPH_GROUP:
             found.append(Finding("", CHANGED_GRAPH, "the operators are not those that were hashed"))
+        elif group in METADATA_GROUPS:
+            found.append(Finding("", CHANGED_FACTS, f"'{group}' is not what was hashed"))
         else:
             found.append(Finding(group, CHANGED_PARAMETERS, "the parameters are not those that were hashed"))
     for row in result.proofs:
@@ -57,6 +61,7 @@ def findings_of(result: VerifyResult, first_difference: BisectResult | None = No
             differing = [item.name for item in tensors.tensors if item.difference.mismatches and not item.in_float]
             if level == "all" and differing:
                 found.append(Finding(differing[0], MISMATCH, f"{len(differing)} tensors, the first in order named"))
+    found += [Finding("", OVERRIDABLE, f"'{name}' is an input of the graph as well") for name in result.overridable]
     if result.golden is not None and result.golden.mismatches:
         found.append(Finding("", GOLDEN_DIFFERS, f"{result.golden.mismatches} of {result.golden.elements} elements"))
     return found

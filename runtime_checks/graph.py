@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 Array = NDArray[Any]
 
+_FIRST_IR_WITH_OPTIONAL_INPUTS = 4
 _WIDENED: dict[int, type[np.integer[Any]]] = {  # types that numpy does not have are kept in the next one that it has
     onnx.TensorProto.INT4: np.int8,
     onnx.TensorProto.INT2: np.int8,
@@ -90,6 +91,17 @@ def graph_from_model(model: onnx.ModelProto) -> Graph:
     inputs = [value for value in model.graph.input if value.name not in constants]
     opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     return make_graph(nodes, constants, types, inputs[0], tuple(value.name for value in model.graph.output), opset)
+
+
+def overridable_constants(model: onnx.ModelProto) -> list[str]:
+    """Initializers that are inputs of the graph as well, so that a caller may pass others.
+
+    Old files have to list all of them there, and the runtime takes them as constants.
+    """
+    if model.ir_version < _FIRST_IR_WITH_OPTIONAL_INPUTS:
+        return []
+    inputs = {value.name for value in model.graph.input}
+    return [tensor.name for tensor in model.graph.initializer if tensor.name in inputs]
 
 
 def make_graph(

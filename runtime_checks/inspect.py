@@ -13,15 +13,13 @@ import onnx
 from gdfq_export.runtime_checks.code_ranges import CodeRange, code_ranges
 from gdfq_export.runtime_checks.coverage import Coverage, FloatOperator, Kernel, coverage_of
 from gdfq_export.runtime_checks.folding import fold_constants
-from gdfq_export.runtime_checks.golden import read_provenance
-from gdfq_export.runtime_checks.graph import Graph, Node, graph_from_model, with_unique_names
-from gdfq_export.runtime_checks.layers import Layer, layers_of
-from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY, load_model
-from gdfq_export.runtime_checks.model_inputs import InputSpec, input_spec
+from gdfq_export.runtime_checks.graph import Graph, Node, graph_from_model
+from gdfq_export.runtime_checks.layers import Layer
+from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY
+from gdfq_export.runtime_checks.model_inputs import InputSpec
+from gdfq_export.runtime_checks.opening import open_quantized
 from gdfq_export.runtime_checks.profile import profiled_kernels
-from gdfq_export.runtime_checks.quantized_files import require_quantized
 from gdfq_export.runtime_checks.quantizer_of import quantizer_behind, quantizer_node
-from gdfq_export.runtime_checks.reference import reference_graph
 from gdfq_export.runtime_checks.sessions import runtime_version
 
 _BOUNDARY = ("QuantizeLinear", "DequantizeLinear")
@@ -59,6 +57,7 @@ class InspectResult:
 
     nodes: tuple[NodeReport, ...]
     float_operators: tuple[FloatOperator, ...]
+    endings: tuple[FloatOperator, ...]
     warnings: tuple[str, ...]
     kind: str
     opset: int
@@ -72,6 +71,7 @@ class InspectResult:
             "nodes": [node.to_json() for node in self.nodes],
             "integer_ops": [node.name for node in self.nodes if node.integer],
             "float_ops": [asdict(operator) for operator in self.float_operators],
+            "endings": [asdict(operator) for operator in self.endings],
             "file_bytes": self.file_bytes,
             "warnings": list(self.warnings),
             "kind": self.kind,
@@ -83,11 +83,10 @@ class InspectResult:
 
 def inspect_model(path: str | Path, *, max_memory: int = DEFAULT_MAX_MEMORY) -> InspectResult:
     """Reads the file at `path`, and the graph that ONNX Runtime runs in its place."""
-    model = with_unique_names(load_model(path, max_memory))
-    source = fold_constants(graph_from_model(model))
-    kind = require_quantized(graph_from_model(model), Path(path).name)
-    graph, coverage, provenance = reference_graph(model), coverage_of(model), read_provenance(model)
-    ranges, layers = code_ranges(graph), {layer.node.name: layer for layer in layers_of(model, graph)}
+    file = open_quantized(path, max_memory)
+    model, graph, provenance = file.model, file.graph, file.provenance
+    source, coverage = fold_constants(graph_from_model(model)), coverage_of(model)
+    ranges, layers = code_ranges(graph), {layer.node.name: layer for layer in file.layers}
     by_name = {node.name: node for node in graph.nodes}
     nodes = [
         _report(kernel, by_name.get(kernel.name), graph, ranges, layers.get(kernel.name))
@@ -97,8 +96,9 @@ def inspect_model(path: str | Path, *, max_memory: int = DEFAULT_MAX_MEMORY) -> 
     return InspectResult(
         nodes=tuple(nodes),
         float_operators=coverage.float_operators,
-        warnings=(*_warnings(source, coverage), *_not_profiled(model, coverage, input_spec(graph, provenance))),
-        kind=kind,
+        endings=coverage.endings,
+        warnings=(*_warnings(source, coverage), *_not_profiled(model, coverage, file.spec)),
+        kind=file.kind,
         opset=graph.opset,
         file_bytes=Path(path).stat().st_size,
         runtime=runtime_version(),

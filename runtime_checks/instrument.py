@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import onnx
 
 from gdfq_export.runtime_checks.coverage import Coverage, coverage_from_optimized
+from gdfq_export.runtime_checks.endings import before_endings
 from gdfq_export.runtime_checks.graph import Graph
 from gdfq_export.runtime_checks.sessions import instrumented, kernel_histogram, optimized_model
-from gdfq_export.runtime_checks.tensor_types import code_tensors
+from gdfq_export.runtime_checks.tensor_types import code_tensors, element_types
 from gdfq_export.runtime_checks.unsigned_pairs import with_unsigned_pairs
 
 
@@ -22,12 +23,17 @@ class Instrumented:
     tensors: Mapping[str, int]  # name -> element type
     coverage: Coverage
     same_kernels: bool
-    base: onnx.ModelProto  # the model without the extra outputs, with signed activations as the runtime takes them
+    base: onnx.ModelProto  # without the tensors of codes as outputs, with signed activations as the runtime takes them
 
 
 def instrument(model: onnx.ModelProto, graph: Graph) -> Instrumented:
-    """Shows every tensor of codes; where that changes the kernels, other ways are tried that may not."""
+    """Shows every tensor of codes, and what endings are computed from.
+
+    Where that changes the kernels, other ways are tried that may not.
+    """
     plain = kernel_histogram(optimized_model(model))
+    types = element_types(graph)
+    model = instrumented(model, {name: types[name] for name in before_endings(graph).values()})
     in_file = {name for node in model.graph.node for name in node.output}
     every = {name: kind for name, kind in code_tensors(graph).items() if name in in_file}
     result = _instrumented(model, every, plain)

@@ -71,7 +71,7 @@ def dequantized_constant(graph: Graph, name: str) -> tuple[Array, Quantization] 
     producer = graph.producers.get(name)
     if producer is None or producer.op != "DequantizeLinear" or not graph.is_constant(producer.input(0)):
         return None
-    if producer.attributes.get("block_size", 0):
+    if producer.attributes.get("block_size", 0) or not all(map(graph.is_constant, filter(None, producer.inputs))):
         return None
     codes, scale = graph.constants[producer.input(0)], graph.constants[producer.input(1)]
     zero_point = graph.constants.get(producer.input(2), np.zeros_like(scale, codes.dtype))

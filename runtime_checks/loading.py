@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -17,8 +16,8 @@ from gdfq_export.runtime_checks.errors import CheckError, UnsupportedGraphError
 from gdfq_export.runtime_checks.external_data import attach_external_data
 from gdfq_export.runtime_checks.graph import graph_from_model
 from gdfq_export.runtime_checks.memory import require_memory
+from gdfq_export.runtime_checks.soundness import require_sound_quantizers
 
-_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 DEFAULT_MAX_MEMORY = 4 << 30  # bytes; whole networks at 224x224 take a few hundred megabytes
 OLDEST_OPSET = 10  # QuantizeLinear came with opset 10
 STANDARD_DOMAINS = ("", "ai.onnx")
@@ -137,7 +136,4 @@ def _require_decodable(model: onnx.ModelProto, path: Path) -> None:
         graph = graph_from_model(model)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckError(f"{path}: a damaged ONNX file: {type(error).__name__}: {error}") from error
-    for node in graph.nodes:
-        scale = graph.constants.get(node.input(1)) if node.op in _QUANTIZERS else None
-        if scale is not None and not np.isfinite(scale.astype(np.float32)).all():
-            raise CheckError(f"{path}: a damaged ONNX file: the scale '{node.input(1)}' of {node.op} is not finite")
+    require_sound_quantizers(graph, str(path))

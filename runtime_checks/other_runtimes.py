@@ -17,15 +17,12 @@ import onnx
 
 from gdfq_export.runtime_checks.comparison import PROMISED_LEVEL
 from gdfq_export.runtime_checks.errors import CheckError
-from gdfq_export.runtime_checks.golden import read_golden, read_provenance
-from gdfq_export.runtime_checks.graph import Array, Graph, graph_from_model, with_unique_names
+from gdfq_export.runtime_checks.graph import Array, Graph
 from gdfq_export.runtime_checks.inputs import verification_inputs
-from gdfq_export.runtime_checks.layers import Layer, layers_of
-from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY, load_model
-from gdfq_export.runtime_checks.model_inputs import input_spec
+from gdfq_export.runtime_checks.layers import Layer
+from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY
 from gdfq_export.runtime_checks.movement import MOVES
-from gdfq_export.runtime_checks.quantized_files import require_quantized
-from gdfq_export.runtime_checks.reference import reference_graph
+from gdfq_export.runtime_checks.opening import open_quantized
 from gdfq_export.runtime_checks.runtimes import openvino, ort_web, reference_evaluator
 from gdfq_export.runtime_checks.runtimes.answer import Answer, joined
 from gdfq_export.runtime_checks.sessions import Session, runtime_version
@@ -71,11 +68,8 @@ def compare_runtime(
     """Runs the file at `path` on `samples` images in both; CheckError where the other runtime is not installed."""
     if runtime not in RUNTIMES:
         raise CheckError(f"unknown runtime '{runtime}'; there are {', '.join(RUNTIMES)}")
-    model = with_unique_names(load_model(path, max_memory))
-    require_quantized(graph_from_model(model), Path(path).name)
-    graph, provenance, golden = reference_graph(model), read_provenance(model), read_golden(model)
-    layers = layers_of(model, graph)
-    spec = input_spec(graph, provenance)
+    file = open_quantized(path, max_memory)
+    model, graph, layers, spec, golden = file.model, file.graph, file.layers, file.spec, file.golden
     if spec.batch not in (None, 1):
         raise CheckError(f"{path}: a batch of {spec.batch} is fixed; other runtimes are compared image by image")
     stored = None if golden is None else golden.codes

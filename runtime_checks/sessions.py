@@ -25,7 +25,7 @@ LEVELS: Mapping[str, str] = {
     "basic": "ORT_ENABLE_BASIC",
     "disabled": "ORT_DISABLE_ALL",
 }
-_ERRORS_ONLY = 3  # the runtime's log level
+_FATAL_ONLY = 4  # the runtime's log level; what is an error is raised as well
 
 
 class Session:
@@ -38,10 +38,7 @@ class Session:
     def run(self, feed: Array, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """The named outputs (all by default) on `feed`."""
         names = [item.name for item in self._session.get_outputs()] if outputs is None else list(outputs)
-        try:
-            return dict(zip(names, self._session.run(names, {self.input_name: feed}), strict=True))
-        except Exception as error:  # the runtime's exceptions share no base of their own
-            raise CheckError(f"ONNX Runtime fails while it runs the model: {_sentence(error)}") from error
+        return dict(zip(names, _run(self._session, names, {self.input_name: feed}), strict=True))
 
 
 def runtime_version() -> str:
@@ -64,7 +61,7 @@ def profile_events(model: onnx.ModelProto, feed: Array, *, threads: int = 0, run
         options = {"enable_profiling": True, "profile_file_prefix": prefix, "intra_op_num_threads": threads}
         session = _open(model, "all", options)
         for _ in range(runs):
-            session.run(None, {session.get_inputs()[0].name: feed})
+            _run(session, None, {session.get_inputs()[0].name: feed})
         events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
     return events
 
@@ -90,7 +87,7 @@ def _open(model: onnx.ModelProto, level: str, options: Mapping[str, Any]) -> Any
     if level not in LEVELS:
         raise CheckError(f"unknown optimization level '{level}'; there are {', '.join(LEVELS)}")
     settings = runtime.SessionOptions()
-    settings.log_severity_level = _ERRORS_ONLY
+    settings.log_severity_level = _FATAL_ONLY
     settings.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[level])
     for name, value in options.items():
         setattr(settings, name, value)
@@ -99,6 +96,13 @@ def _open(model: onnx.ModelProto, level: str, options: Mapping[str, Any]) -> Any
     except Exception as error:  # the runtime's exceptions share no base of their own
         text = f"ONNX Runtime {runtime.__version__} does not load the model: {_sentence(error)}"
         raise UnsupportedGraphError(text) from error
+
+
+def _run(session: Any, names: Sequence[str] | None, feeds: Mapping[str, Array]) -> Any:
+    try:
+        return session.run(names, feeds)
+    except Exception as error:  # the runtime's exceptions share no base of their own
+        raise CheckError(f"ONNX Runtime fails while it runs the model: {_sentence(error)}") from error
 
 
 def _runtime() -> Any:

@@ -14,6 +14,12 @@ CODE_TYPES = (
     onnx.TensorProto.UINT16,
     onnx.TensorProto.INT16,
 )
+FLOAT_TYPES = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+)
 INDEX_TYPES = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
 
 _OUTPUT_ZERO_POINT = {  # input that holds the zero point of the result, and so its type

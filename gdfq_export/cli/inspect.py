@@ -47,13 +47,15 @@ def _print(result: InspectResult) -> None:
         table.add_row(escape(node.name), node.op, node.kernel, *texts, style=None if node.integer else "yellow")
     console.print(table)
     integers = sum(node.integer for node in result.nodes)
+    endings = f", and behind them {len(result.endings)} in float" if result.endings else ""
     console.print(
         f"{result.kind}, opset {result.opset}, {result.file_bytes:,} bytes: {integers} integer kernels and "
-        f"{len(result.float_operators)} float operators (ONNX Runtime {result.runtime}, level all)",
+        f"{len(result.float_operators)} float operators{endings} (ONNX Runtime {result.runtime}, level all)",
         soft_wrap=True,
     )
-    for operator in result.float_operators:
-        place = f"{operator.op} '{operator.name}'"
-        console.print(f"float: {escape(place)}: {escape(operator.reason)}", soft_wrap=True)
+    for what, operators in (("float", result.float_operators), ("ending", result.endings)):
+        for operator in operators:
+            place = f"{operator.op} '{operator.name}'"
+            console.print(f"{what}: {escape(place)}: {escape(operator.reason)}", soft_wrap=True)
     for warning in result.warnings:
         console.print(f"warning: {escape(warning)}", soft_wrap=True)

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gdfq_export.cli.options import max_memory_bytes
-from gdfq_export.cli.verify_report import print_report
+from gdfq_export.cli.verify_report import difference_row, other_row, print_report
 from gdfq_export.errors import UsageError
 from gdfq_export.runtime_checks.names import LEVEL_NAMES, RUNTIME_NAMES
 
 if TYPE_CHECKING:
     from gdfq_export.compare import TorchComparison
     from gdfq_export.runtime_checks.bisect import BisectResult
+    from gdfq_export.runtime_checks.rows import Row
     from gdfq_export.runtime_checks.verify import VerifyResult
 
 
-SOFTMAX_TOLERANCE = 1e-5  # float32 softmax and log-softmax of two libraries on the same logits
 
 
 def verify(
@@ -35,6 +35,9 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail a file of this tool that lacks what it should say about itself.")
+    ] = False,
     bisect: Annotated[bool, typer.Option("--bisect", help="On a mismatch, find its first tensor and cause.")] = False,
     max_memory: Annotated[float, typer.Option(help="Refuse models that would need more memory, in GB.")] = 8.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -53,6 +56,7 @@ def verify(
     from gdfq_export.progress import progress_bars, silent
     from gdfq_export.runtime_checks.findings import findings_of
     from gdfq_export.runtime_checks.other_runtimes import compare_runtime
+    from gdfq_export.runtime_checks.rows import passes, rows_of
     from gdfq_export.runtime_checks.verify import verify_model
 
     others = {name: compare_runtime(model, name, samples, max_memory=limit).to_json() for name in runtimes}
@@ -62,20 +66,24 @@ def verify(
             samples=samples,
             levels=levels,
             max_memory=limit,
+            strict=strict,
             progress=lambda done, total: progress("comparing every tensor", done, total),
         )
-    torch_result = _compare_program(model, result, limit)
+    program, program_row = _compare_program(model, result, limit)
     first = _bisect(model, samples, limit) if bisect else None
-    passed = result.passed and (torch_result is None or torch_result.passed)
+    written = None if first is None else _written(first, model)
+    rows = [*rows_of(result), program_row, *(other_row(name, other) for name, other in others.items())]
+    rows += [] if written is None else [difference_row(written)]
+    passed = passes(rows)
     report = {
         **result.to_json(),
         "passed": passed,
-        "torch": None if torch_result is None else torch_result.to_json(),
+        "rows": [row.to_json() for row in rows],
+        "torch": None if program is None else program.to_json(),
         "other_runtimes": others,
         "findings": [asdict(finding) for finding in findings_of(result, first)],
+        **({"bisect": written} if bisect else {}),
     }
-    if bisect:
-        report["bisect"] = None if first is None else _written(first, model)
     if as_json:
         print(json.dumps(report))
     else:
@@ -93,29 +101,35 @@ def _names(text: str, known: tuple[str, ...], option: str) -> tuple[str, ...]:
     return names
 
 
-def _compare_program(model: Path, result: VerifyResult, max_memory: int) -> TorchComparison | None:
-    """The comparison with the companion, where both it and PyTorch are there."""
+def _compare_program(model: Path, result: VerifyResult, max_memory: int) -> tuple[TorchComparison | None, Row]:
+    """The comparison with the companion, where both it and PyTorch are there; the row says why there is none."""
     from importlib.util import find_spec
 
     from gdfq_export.compare import check_companion, compare_with_torch
     from gdfq_export.files import companions_of
-    from gdfq_export.runtime_checks.golden import read_provenance
     from gdfq_export.runtime_checks.loading import load_model
+    from gdfq_export.runtime_checks.metadata import read_provenance
+    from gdfq_export.runtime_checks.rows import NOTE, Row
+
+    def none(reason: str) -> tuple[None, Row]:
+        return None, Row(NOTE, f"PyTorch program: not compared, {reason}")
 
     companion = companions_of(model).fakequant
-    if not companion.exists() or find_spec("torch") is None:
-        return None
+    if not companion.exists():
+        return none("there is none beside the file")
+    if find_spec("torch") is None:
+        return none("PyTorch is not installed")
+    if result.float_parts:
+        return none("two libraries need not agree to the last bit on what was left in float")
     provenance = read_provenance(load_model(model, max_memory))
-    if provenance.get("float_parts"):  # two libraries need not agree to the last bit on what runs in float
-        return None
     checksum = provenance.get("fakequant_sha256")
-    if not isinstance(checksum, str):  # the file was written without a companion, so this one is another's
-        return None
+    if checksum is None:
+        return none(f"the file does not say that {companion.name} belongs to it")
     check_companion(companion, checksum)
-    outputs = next(iter(result.outputs.values()))
     step = float(provenance.get("output_step", 1.0))
-    tolerance = SOFTMAX_TOLERANCE if provenance.get("float_ending") else 0.0
-    return compare_with_torch(companion, result.inputs, outputs, step, tolerance)
+    before_ending = result.before_ending is not None
+    program = compare_with_torch(companion, result.inputs, result.exact_outputs, step, before_ending=before_ending)
+    return program, program.row()
 
 
 def _bisect(model: Path, samples: int, max_memory: int) -> BisectResult | None:

@@ -12,7 +12,7 @@ from stages import images, integer_model, run_onnx
 
 from gdfq_export.emit import onnx_from_integer_model
 from gdfq_export.exact import IntegerProgram
-from gdfq_export.provenance import FORMAT, golden_vectors, layer_hashes, stamp
+from gdfq_export.provenance import FORMAT, fact_hashes, golden_vectors, layer_hashes, stamp
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_the_metadata_says_how_the_file_was_made(model: onnx.ModelProto) -> None
     entries = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert entries["gdfq_export"] == {"format": FORMAT, "method": "gdfq", "seed": 7}
     assert entries["gdfq_export.golden"] == {"codes": ""}
-    assert entries["gdfq_export.hashes"] == layer_hashes(model)
+    assert entries["gdfq_export.hashes"] == {**layer_hashes(model), **fact_hashes(entries["gdfq_export"])}
 
 
 def test_a_stamped_file_still_passes_the_full_check(model: onnx.ModelProto) -> None:

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from gdfq_export.runtime_checks.golden import group_hashes
+from gdfq_export.runtime_checks.hashes import group_hashes, metadata_hashes
 
 OPSET = 21
 IR_VERSION = 10
@@ -162,7 +162,9 @@ def small_network(seed: int = 0, bits: int = 8, largest: int = 60) -> onnx.Model
     return net.model(net.gemm(x, "classifier", (8, 10), largest))
 
 
-def seal(model: onnx.ModelProto, shape: tuple[int, ...] = (3, 12, 12), target: str = "portable") -> onnx.ModelProto:
+def seal(
+    model: onnx.ModelProto, shape: tuple[int, ...] = (3, 12, 12), target: str = "portable", **facts: Any
+) -> onnx.ModelProto:
     """Writes provenance, hashes and golden vectors as the exporter does (from the contract, for tests)."""
     sealed = onnx.ModelProto()
     sealed.CopyFrom(model)
@@ -180,7 +182,11 @@ def seal(model: onnx.ModelProto, shape: tuple[int, ...] = (3, 12, 12), target: s
         "format": 1,
         "target": target,
         "input": {"format": "float-nchw", "shape": list(shape), "mean": [0.5] * 3, "std": [0.25] * 3},
+        "output_step": 0.01,
+        "float_ending": False,
+        "float_parts": [],
         "fakequant_sha256": None,
+        **facts,
     }
     golden = {
         "codes": _pack(codes),
@@ -190,7 +196,8 @@ def seal(model: onnx.ModelProto, shape: tuple[int, ...] = (3, 12, 12), target: s
         "output_dtype": str(outputs.dtype),
         "output_shape": list(outputs.shape),
     }
-    entries = {"gdfq_export": provenance, "gdfq_export.hashes": group_hashes(sealed), "gdfq_export.golden": golden}
+    hashes = {**group_hashes(sealed), **metadata_hashes(provenance)}
+    entries = {"gdfq_export": provenance, "gdfq_export.hashes": hashes, "gdfq_export.golden": golden}
     for key, value in entries.items():
         sealed.metadata_props.add(key=key, value=json.dumps(value))
     return sealed

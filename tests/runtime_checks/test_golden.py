@@ -13,7 +13,9 @@ from onnx import numpy_helper
 from qdq_builder import seal, small_network
 
 from gdfq_export.runtime_checks.errors import CheckError
-from gdfq_export.runtime_checks.golden import changed_groups, group_hashes, read_golden, read_provenance
+from gdfq_export.runtime_checks.golden import read_golden
+from gdfq_export.runtime_checks.hashes import changed_groups, group_hashes
+from gdfq_export.runtime_checks.metadata import read_provenance
 
 
 def edit(model: onnx.ModelProto, key: str, **changes: Any) -> onnx.ModelProto:
