@@ -154,11 +154,14 @@ def analytic_clip(histogram: Histogram, qmax: int, unsigned: bool) -> Range:
     middle = 0.0 if unsigned else float((counts * centres).sum()) / total
     spread = float((counts * (centres - middle).abs()).sum()) / total
     deviation = math.sqrt(float((counts * (centres - middle).square()).sum()) / total)
+    if deviation == 0.0:  # one value, about which there is nothing to fit
+        return Range(histogram.low, histogram.high)
     ratio = spread / deviation
     if abs(ratio - GAUSSIAN_RATIO) < abs(ratio - LAPLACIAN_RATIO):
         reach = deviation * gaussian_clip(qmax, unsigned)
     else:
         reach = spread * laplacian_clip(qmax, unsigned)
+    reach = max(reach, width)  # nothing is known of how values lie within a bin
     low = histogram.low if unsigned else max(histogram.low, middle - reach)
     return Range(low, min(histogram.high, middle + reach))
 

@@ -9,12 +9,14 @@ correction is applied once, to what is read out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from gdfq_export.clipping import Histogram, Range, analytic_clip, least_divergence, least_error, percentile
+from gdfq_export.errors import UnsupportedModelError
 from gdfq_export.graph import Graph
 from gdfq_export.names import Ranges
 from gdfq_export.ops import FUNCTIONS, KERNELS
@@ -119,8 +121,15 @@ def _observe_batch(
         value = _clip_to(spec, value) / spec.factor
         if counting:
             observers[spec.group].count(value)
-        else:
-            extremes.setdefault(spec.group, []).append((float(value.amin()), float(value.amax())))
+            return
+        low, high = float(value.amin()), float(value.amax())
+        if not math.isfinite(high - low) and bool(batch.isfinite().all()):
+            place = program.graph[name].place or name
+            raise UnsupportedModelError(
+                f"the values of {name} at {place} are not finite for finite images: "
+                "look for infinite or very large weights there and before"
+            )
+        extremes.setdefault(spec.group, []).append((low, high))
 
     program(batch, visit)
     for group, pairs in extremes.items():

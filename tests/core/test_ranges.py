@@ -4,12 +4,15 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from stages import folded, images
 
+from gdfq_export.errors import UnsupportedModelError
 from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.plan import BitWidths, make_plan
 from gdfq_export.program import FloatProgram
-from gdfq_export.quantizers import Affine
+from gdfq_export.quantizers import SMALLEST_SCALE, Affine
 from gdfq_export.ranges import MOMENTUM, Range, affines_from_ranges, observe
 
 SHAPE = (1, 2, 2)
@@ -134,3 +137,45 @@ def test_a_range_is_judged_behind_the_function_that_alone_reads_it() -> None:
     assert observed(graph_of(slope), x, method="mse")["conv"].low > 0.5 * plain.low
     both = observed(graph_of(slope, ("sum", "add", ("conv", "act"), {})), x, method="mse")["conv"]
     assert both == plain  # the sum reads the negative values as they are
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [1.0, -1.0, 1e-30, 1e30])
+def test_a_signed_tensor_of_one_value_is_covered(method: str, value: float) -> None:
+    found = observed(graph_of(), torch.full((2, *SHAPE), value), method=method)["conv"]
+    affine = affines_from_ranges(make_plan(graph_of(), W8A8), {INPUT: found, "conv": found})["conv"]
+    code = min(max(round(value / affine.scale) + affine.zero_point, 0), 255)
+    # half a step of 255, or the smallest scale there is
+    assert abs((code - affine.zero_point) * affine.scale - value) <= max(abs(value) / 255, SMALLEST_SCALE)
+
+
+finite = st.floats(-(2.0**127), 2.0**127, width=32)
+near = st.floats(1.0, 1.0 + 2.0**-20, width=32)
+tensors = st.one_of(
+    st.lists(finite, min_size=4, max_size=4),
+    st.lists(near, min_size=4, max_size=4),
+    st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -3e-39, 1e38]), min_size=4, max_size=4),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tensors, st.sampled_from(METHODS), st.sampled_from(["none", "relu", "leaky_relu", "clip"]))
+def test_every_method_finds_a_range_within_what_any_tensor_spans(values: list[float], method: str, act: str) -> None:
+    attributes = {"slope": 0.01} if act == "leaky_relu" else {"low": -1.0, "high": 1.0} if act == "clip" else {}
+    graph = graph_of() if act == "none" else graph_of(("act", act, ("conv",), attributes))
+    x = torch.tensor(values).reshape(1, *SHAPE)
+    program, plan = FloatProgram(graph), make_plan(graph, W8A8)
+    for group, found in observed(graph, x, method=method).items():
+        seen = program(x) if group == plan.tensors[graph.output].group else x
+        # float64 arithmetic on float32 values
+        assert min(0.0, float(seen.min())) * (1 + 1e-12) <= found.low <= found.high
+        assert found.high <= max(0.0, float(seen.max())) * (1 + 1e-12) or found.high <= 0.0
+    for affine in affines_from_ranges(plan, observed(graph, x, method=method)).values():
+        assert 0.0 < affine.scale < float("inf")
+        assert 0 <= affine.zero_point <= 255
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_values_that_are_not_finite_are_refused_by_the_name_of_their_tensor(method: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="conv"):
+        observed(graph_of(weight=3e38), batch(-4.0, 2.0), method=method)
