@@ -20,6 +20,7 @@ from gdfq_export.integer import QTensor
 Codes = npt.NDArray[np.int64]
 F32 = np.float32
 LOGISTIC_LIMIT = 18.0
+LEAST_FIXED, MOST_FIXED = 2.0**-14, 2.0**8  # ratios of scales that arm64 adds in fixed point
 LOGISTIC_P = (  # highest power first
     *(4.37031012579801e-11, 1.15627324459942e-07, 6.08574864600143e-05, 8.51377133304701e-03, 2.48287947061529e-01),
 )
@@ -73,6 +74,22 @@ def add_neon(a: QTensor, b: QTensor, c: QTensor) -> Codes:
     total = ma * (x.astype(np.int64) - a.zero_point) + mb * (y.astype(np.int64) - b.zero_point)
     magnitude = (np.abs(total) + (np.int64(1) << (shift - 1))) >> shift  # ties away from zero
     return _saturate(np.sign(total) * magnitude + c.zero_point)
+
+
+def add_neon_in_float(a: QTensor, b: QTensor, c: QTensor) -> Codes:
+    """The same where a ratio leaves arm64's fixed point: the sum of values, in float, divided.
+
+    A compiler may fuse either product with the sum. Codes on which the three ways differ are -1, equal to no code.
+    """
+    x, y = _grid(a, b)
+    x, y = x - a.zero_point, y - b.zero_point
+    plain = F32(F32(x * a.scale) + F32(y * b.scale)).astype(np.float64)
+    first, second = _fma(x, a.scale, F32(y * b.scale)), _fma(y, b.scale, F32(x * a.scale))
+    codes = [
+        _saturate(np.rint(np.clip(F32(total) / c.scale, -c.zero_point, 255 - c.zero_point) + F32(c.zero_point)))
+        for total in (plain, first, second)
+    ]
+    return np.where((codes[0] == codes[1]) & (codes[0] == codes[2]), codes[0], -1)
 
 
 def mean_is_clear_of_ties(source: QTensor, result: QTensor, count: int) -> bool:
@@ -144,11 +161,16 @@ def is_invariant(op: str, a: QTensor, b: QTensor, c: QTensor, *, broadcast: bool
     if op == "mul":
         return bool((mul_unfused(a, b, c) == mul_fused(a, b, c)).all())
     reference = add_fma(a, b, c)
-    others = [add_sse(a, b, c), add_neon(a, b, c)]
-    if broadcast:
-        others += [_add_sse_repeated(a, b, c)]
-        others += [function(b, a, c).T for function in (add_fma, add_sse, add_neon, _add_sse_repeated)]
-    return all(bool((reference == other).all()) for other in others)
+    fixed = all(LEAST_FIXED <= F32(operand.scale / c.scale) < MOST_FIXED for operand in (a, b))
+    formulas = (add_sse, add_neon) if fixed else (add_sse, add_neon, add_neon_in_float)
+    if not all(bool((reference == formula(a, b, c)).all()) for formula in formulas):
+        return False
+    if not broadcast:
+        return True
+    exchanged = (add_fma, *formulas, _add_sse_repeated)
+    if not all(bool((reference == formula(b, a, c).T).all()) for formula in exchanged):
+        return False
+    return bool((reference == _add_sse_repeated(a, b, c)).all())
 
 
 def is_sigmoid_invariant(source: QTensor, result: QTensor) -> bool:

@@ -23,10 +23,9 @@ from gdfq_export.compact import compact_names
 from gdfq_export.emit_ops import EMIT, float_parameters
 from gdfq_export.exact import code_limits, function_table
 from gdfq_export.graph import INPUT, OUTPUT, Graph, Node
-from gdfq_export.integer import IntegerModel, PixelInput, QLayer, QTensor
-from gdfq_export.lower import constant_tensor
+from gdfq_export.integer import IntegerModel, PixelInput, QLayer, QTensor, constant_tensor
 from gdfq_export.onnx_builder import FLOAT, UINT8, OnnxBuilder
-from gdfq_export.ops import LAYERS, LOOKUPS
+from gdfq_export.ops import LAYERS, is_lookup
 from gdfq_export.packing import PACKED_BITS, weight_constant
 from gdfq_export.plan import CODE_CLIPS, quantized_part
 
@@ -170,7 +169,7 @@ def onnx_from_integer_model(model: IntegerModel) -> onnx.ModelProto:
             emitter.codes[node.name] = _constant_codes(emitter, node)
         elif model.moves_codes(node.name):
             emitter.codes[node.name] = emitter.movement(node, model.tensors[node.inputs[0]])
-        elif node.op in LOOKUPS:
+        elif is_lookup(node):
             name = model.plan.absorbed.get(node.name, node.name)
             emitter.codes[name] = emitter.look_up(node, name)
         else:

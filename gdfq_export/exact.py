@@ -21,9 +21,8 @@ from torch.nn import functional as F
 
 from gdfq_export.arithmetic import sigmoid_codes
 from gdfq_export.graph import INPUT, Graph, Node
-from gdfq_export.integer import IntegerModel, QLayer, QTensor
-from gdfq_export.lower import operands_of
-from gdfq_export.ops import KERNELS, LAYERS, LOOKUPS, MOVEMENT, avg_pool, convolve, max_pool
+from gdfq_export.integer import IntegerModel, QLayer, QTensor, operands_of
+from gdfq_export.ops import KERNELS, LAYERS, MOVEMENT, avg_pool, convolve, is_lookup, max_pool
 from gdfq_export.plan import CODE_CLIPS, quantized_part
 
 F32 = np.float32
@@ -140,7 +139,7 @@ class IntegerProgram(nn.Module):
             return _movement(node, inputs[0], result)
         if node.op == "add":
             return lambda x: _add(x[0], x[1], inputs[0], inputs[1], result)
-        if node.op == "add_scalar":
+        if node.op == "add_scalar" and not is_lookup(node):
             pair = operands_of(node, tensors)
             assert pair is not None
             code = 255.0 if node.attributes["value"] >= 0 else 0.0
@@ -155,7 +154,7 @@ class IntegerProgram(nn.Module):
             tables = [requantize_table(tensor, result) for tensor in inputs]
             axis = node.attributes["axis"]
             return lambda x: torch.cat([table[v.long()] for table, v in zip(tables, x, strict=True)], axis)
-        if node.op in TABLES | LOOKUPS:
+        if node.op in TABLES or is_lookup(node):
             table = function_table(node, inputs[0], result)
             return lambda x: table[x[0].long()]
         return self._float_step(node, inputs, result)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from gdfq_export.graph import Graph, Node
 from gdfq_export.plan import Plan
+from gdfq_export.quantizers import Affine
 
 Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
@@ -78,3 +79,28 @@ class IntegerModel:
     def moves_codes(self, name: str) -> bool:
         """Whether a tensor's codes are taken over from its inputs unchanged."""
         return name in self.tensors and name not in self.plan.sources
+
+
+def tensors_from_scales(
+    plan: Plan, affines: Mapping[str, Affine], scales: Mapping[str, np.float32]
+) -> dict[str, QTensor]:
+    """Every tensor with its group's zero point, and its group's scale times its factor."""
+    tensors = {}
+    for name, spec in plan.tensors.items():
+        scale = np.float32(scales[spec.group] * np.float32(spec.factor))
+        tensors[name] = QTensor(scale, affines[spec.group].zero_point, spec.qmax)
+    return tensors
+
+
+def operands_of(node: Node, tensors: Mapping[str, QTensor]) -> tuple[QTensor, QTensor] | None:
+    """The two operands of a sum or product; the constant of `add_scalar` is one code with a scale of its own."""
+    if node.op == "add_scalar":
+        return tensors[node.inputs[0]], constant_tensor(node.attributes["value"])
+    if any(name not in tensors for name in node.inputs):
+        return None
+    return tensors[node.inputs[0]], tensors[node.inputs[1]]
+
+
+def constant_tensor(value: float) -> QTensor:
+    """A constant c as a code of its own: c = (255 - 0) * c/255, or (0 - 255) * |c|/255 for a negative c."""
+    return QTensor(np.float32(abs(value) / 255), 0 if value >= 0 else 255, 255)

@@ -3,8 +3,9 @@
     q_w = clamp(round(w / s_w), -qmax, qmax)         per output channel, zero point 0
     q_b = round(b / (s_x * s_w))                     int32
 
-A target may then change what its processors need (see `saturation.py` and `arithmetic.py`): `portable` is exact on
-all of them, the others give up what their processor does not need.
+Scales grow where kernels need it (`kernel_ratios.py`). A target may then change what its processors need (see
+`saturation.py` and `agreement.py`): `portable` is exact on all of them, the others give up what their processor does
+not need.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from gdfq_export.arithmetic import is_invariant, is_sigmoid_invariant, mean_is_clear_of_ties
+from gdfq_export.agreement import agree
 from gdfq_export.errors import UnsupportedModelError
 from gdfq_export.graph import Graph, Node
-from gdfq_export.integer import IntegerModel, PixelInput, QLayer, QTensor, TargetReport
+from gdfq_export.integer import IntegerModel, PixelInput, QLayer, QTensor, TargetReport, tensors_from_scales
+from gdfq_export.kernel_ratios import grow_scales
+from gdfq_export.ops import TABLE
 from gdfq_export.pad_depthwise import pad_depthwise
 from gdfq_export.plan import Plan
-from gdfq_export.pool_as_conv import pool_as_conv, window_of
+from gdfq_export.pool_as_conv import pool_as_conv
 from gdfq_export.quantizers import Affine, quantize_weight
 from gdfq_export.saturation import make_safe
 
-NUDGE = 1.0002
-MAX_NUDGES = 200
 INT32_MAX = 2**31 - 1
-SMALL_WINDOW = 9
+TINY = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,13 @@ def integer_model_from_quantized(quantized: Quantized, target: Target) -> Intege
     """Rounds everything once and for all, then makes it fit the target."""
     graph, plan = quantized.graph, quantized.plan
     scales = {group: np.float32(affine.scale) for group, affine in quantized.affines.items()}
+    tables = grow_scales(graph, plan, quantized.affines, scales)
     before = dict(scales)
     if target.invariant:
-        _nudge(quantized, scales)
-    tensors = _tensors(quantized, scales)
+        agree(graph, plan, quantized.affines, scales, tables)
+    tensors = tensors_from_scales(plan, quantized.affines, scales)
+    _check_scales(graph, tensors)
+    graph = _with_tables(graph, tables)
     layers, changed, total = {}, 0, 0
     for name in plan.weights:
         layer, weights_changed = _layer(quantized, tensors, graph[name], target)
@@ -102,83 +106,23 @@ def with_pixel_input(model: IntegerModel, mean: Sequence[float], std: Sequence[f
     return dataclasses.replace(model, pixels=PixelInput(node, QLayer(full, scale, q_bias, 8), source))
 
 
-def _tensors(quantized: Quantized, scales: Mapping[str, np.float32]) -> dict[str, QTensor]:
-    tensors = {}
-    for name, spec in quantized.plan.tensors.items():
-        scale = np.float32(scales[spec.group] * np.float32(spec.factor))
-        tensors[name] = QTensor(scale, quantized.affines[spec.group].zero_point, spec.qmax)
-    return tensors
+def _check_scales(graph: Graph, tensors: Mapping[str, QTensor]) -> None:
+    """Refuses scales that float32 does not hold as normal numbers."""
+    for name, tensor in tensors.items():
+        if not TINY <= tensor.scale < np.inf:
+            raise UnsupportedModelError(
+                f"the values of {name} at {graph[name].place or name} need a scale of {float(tensor.scale):.3g}, which "
+                "is no normal number of float32: look for very large or very small weights there and before"
+            )
 
 
-def _nudge(quantized: Quantized, scales: dict[str, np.float32]) -> None:
-    """Grows the scale of a sum or product in small steps until all instruction sets agree on all pairs.
-
-    A group may hold several sums, and a scale that changes is an operand of later ones, so this repeats until
-    nothing changes.
-    """
-    graph = quantized.graph
-    operators = [
-        node
+def _with_tables(graph: Graph, tables: Collection[str]) -> Graph:
+    """The same network with these nodes marked to be looked up (see `ops.is_lookup`)."""
+    nodes = [
+        node.replace(attributes={**node.attributes, TABLE: True}) if node.name in tables else node
         for node in graph.nodes
-        if node.op in ("add", "mul", "add_scalar", "sigmoid") or _is_free_mean(node, quantized.plan)
     ]
-    for _ in range(MAX_NUDGES):
-        stable = True
-        for node in operators:
-            tensors = _tensors(quantized, scales)
-            made = _result_of(node, quantized.plan)
-            if made is None or any(name not in tensors for name in node.inputs):
-                continue
-            group = quantized.plan.tensors[made].group
-            for _ in range(MAX_NUDGES):
-                result = dataclasses.replace(tensors[made], scale=_tensors(quantized, scales)[made].scale)
-                if _is_invariant(graph, node, tensors, result):
-                    break
-                scales[group] = np.float32(scales[group] * np.float32(NUDGE))
-                stable = False
-        if stable:
-            return
-    raise UnsupportedModelError(
-        "no scale was found for which all processors add the same integers: use --target x86-vnni or another"
-    )
-
-
-def _is_invariant(graph: Graph, node: Node, tensors: Mapping[str, QTensor], result: QTensor) -> bool:
-    if node.op == "sigmoid":
-        return is_sigmoid_invariant(tensors[node.inputs[0]], result)
-    if node.op == "avg_pool":
-        return mean_is_clear_of_ties(tensors[node.inputs[0]], result, window_of(node) or 1)
-    operands = operands_of(node, tensors)
-    assert operands is not None
-    broadcast = node.op == "add_scalar" or len({graph[name].shape for name in node.inputs}) > 1
-    return is_invariant("mul" if node.op == "mul" else "add", *operands, result, broadcast=broadcast)
-
-
-def _is_free_mean(node: Node, plan: Plan) -> bool:
-    """Average pooling for which a few nudges find a scale without ties; larger windows have too many sums."""
-    small = node.op == "avg_pool" and (window_of(node) or INT32_MAX) <= SMALL_WINDOW
-    names = [node.inputs[0], node.name] if small else []
-    return len({plan.tensors[name].group for name in names if name in plan.tensors}) == 2
-
-
-def _result_of(node: Node, plan: Plan) -> str | None:
-    """The quantized tensor that a kernel writes: its own, or the activation's that absorbed it."""
-    name = plan.absorbed.get(node.name, node.name)
-    return name if name in plan.tensors else None
-
-
-def operands_of(node: Node, tensors: Mapping[str, QTensor]) -> tuple[QTensor, QTensor] | None:
-    """The two operands of a sum or product; the constant of `add_scalar` is one code with a scale of its own."""
-    if node.op == "add_scalar":
-        return tensors[node.inputs[0]], constant_tensor(node.attributes["value"])
-    if any(name not in tensors for name in node.inputs):
-        return None
-    return tensors[node.inputs[0]], tensors[node.inputs[1]]
-
-
-def constant_tensor(value: float) -> QTensor:
-    """A constant c as a code of its own: c = (255 - 0) * c/255, or (0 - 255) * |c|/255 for a negative c."""
-    return QTensor(np.float32(abs(value) / 255), 0 if value >= 0 else 255, 255)
+    return Graph(tuple(nodes), graph.parameters, graph.output) if tables else graph
 
 
 def _layer(quantized: Quantized, tensors: Mapping[str, QTensor], node: Node, target: Target) -> tuple[QLayer, int]:

@@ -190,6 +190,9 @@ LAYERS = frozenset({"conv", "linear"})
 LOOKUPS = frozenset({"tanh", "elu", "gelu", "exp", "reciprocal"})
 """Functions of one number without an integer kernel: a table of codes, and a Gather that reads it."""
 
+TABLE = "table"
+"""Attribute of another function of one number that is such a table too, because its kernel does not take its scales."""
+
 FUNCTIONS = LOOKUPS | {"leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish"}
 """Functions of one number, without parameters."""
 
@@ -198,3 +201,8 @@ FLOAT_ONLY = frozenset({"instance_norm", "div"})
 
 ENDINGS = frozenset({"softmax", "log_softmax"})
 """Operations that stay in float after the last dequantize."""
+
+
+def is_lookup(node: Node) -> bool:
+    """Whether the codes of a node are looked up in a table."""
+    return node.op in LOOKUPS or TABLE in node.attributes

@@ -11,8 +11,8 @@ from stages import calibrated, folded
 
 from gdfq_export.arithmetic import is_invariant
 from gdfq_export.graph import INPUT, Graph, Node
-from gdfq_export.integer import IntegerModel
-from gdfq_export.lower import TARGETS, Quantized, constant_tensor, integer_model_from_quantized, operands_of
+from gdfq_export.integer import IntegerModel, constant_tensor, operands_of
+from gdfq_export.lower import TARGETS, Quantized, integer_model_from_quantized
 from gdfq_export.plan import BitWidths, make_plan
 from gdfq_export.quantizers import Affine
 from gdfq_export.saturation import breaking_channels
