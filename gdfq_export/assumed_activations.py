@@ -19,7 +19,7 @@ from torch import Tensor
 from gdfq_export.generator import ImageSpec
 from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.moments import Moments, reads
-from gdfq_export.ops import KERNELS, LAYERS
+from gdfq_export.ops import FUNCTIONS, KERNELS, LAYERS
 from gdfq_export.program import FloatProgram
 
 PHOTOGRAPH_MEAN, PHOTOGRAPH_STD = 0.45, 0.25  # of the way from black to white
@@ -27,12 +27,7 @@ POINTS = 1024  # for expectations
 SHOWN_POINTS = 16_384  # for ranges: many, so that the two at the end of the tail weigh as little as the tail
 TAIL = 6.0  # deviations at which the paper ends an activation's range
 
-POINTWISE = frozenset(
-    {
-        *("relu", "clip", "leaky_relu", "elu", "sigmoid", "tanh", "gelu", "exp", "reciprocal"),
-        *("hard_sigmoid", "hard_swish", "add_scalar", "mul_scalar"),
-    }
-)
+POINTWISE = FUNCTIONS | {"relu", "clip", "add_scalar", "mul_scalar"}
 
 
 def propagate(graph: Graph, known: Mapping[str, Moments], image: ImageSpec) -> dict[str, Moments]:
@@ -118,6 +113,8 @@ def _moved(graph: Graph, node: Node, source: Moments) -> Moments:
         return _each(source, lambda v: v.repeat(node.attributes["block"] ** 2))
     if node.op == "gather" and node.attributes["axis"] == 1:
         return _each(source, lambda v: v[torch.tensor(node.attributes["order"])])
+    if node.op == "tile":
+        return _each(source, lambda v: v.repeat(node.attributes["repeats"][0]))
     if node.op == "slice" and node.attributes["axis"] == 1:
         index = slice(node.attributes["start"], node.attributes["end"], node.attributes["step"])
         return _each(source, lambda v: v[index])

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from gdfq_export.fx_nodes import Arguments, shape_of, unsupported, value_of
 from gdfq_export.ops import MOST_TERMS
 
+PLAIN_THRESHOLD = 20  # of softplus, above which it is x to the last bit of a float
 Meaning = tuple[str, dict[str, Any]]  # operation and attributes
 Rule = Callable[[Arguments], Meaning]
 
@@ -194,6 +195,42 @@ def _upsample_linear(a: Arguments) -> Meaning:
     return _resample(a.in_shape[1:], a.out_shape[1:], along)
 
 
+def _of_maps(op: str, **attributes: str) -> Rule:
+    """A rule for what moves channels or pixels of (N, C, H, W)."""
+
+    def rule(a: Arguments) -> Meaning:
+        if len(a.in_shape) != 3:
+            raise unsupported(a.node, f"an input of shape {list(a.in_shape)} (only channels, rows and columns are)")
+        return op, {ours: int(a[theirs]) for ours, theirs in attributes.items()}
+
+    return rule
+
+
+def _repeat(a: Arguments) -> Meaning:
+    """repeat and tile, which leaves out leading axes."""
+    counts, rank = list(a["repeats"] if "repeats" in a.values else a["dims"]), len(a.in_shape) + 1
+    counts = [1] * (rank - len(counts)) + counts
+    if len(counts) > rank or counts[0] != 1:
+        raise unsupported(a.node, "a repetition of the batch")
+    repeats = tuple(int(count) for count in counts[1:])
+    if set(repeats) == {1}:
+        return "identity", {}
+    single = all(size == 1 for size, count in zip(a.in_shape, repeats, strict=True) if count != 1)
+    return ("expand", {}) if single else ("tile", {"repeats": repeats})
+
+
+def _repeat_each(a: Arguments) -> Meaning:
+    """repeat_interleave with one count for all elements."""
+    rank = len(a.in_shape) + 1
+    axis = a["dim"] % rank if a["dim"] is not None else 0
+    if axis == 0:
+        raise unsupported(a.node, "a repetition of the batch")
+    count = int(a["repeats"])
+    if rank == 4 and axis > 1:
+        return "upsample", {"scale": tuple(count if axis == other else 1 for other in (2, 3))}
+    return "gather", {"axis": axis, "order": tuple(i for i in range(a.in_shape[axis - 1]) for _ in range(count))}
+
+
 def _transpose(a: Arguments) -> Meaning:
     rank = len(a.in_shape) + 1
     axes = list(range(rank))
@@ -226,9 +263,24 @@ def _binary(op: str) -> Rule:
     return rule
 
 
+def _reversed_difference(a: Arguments) -> Meaning:
+    """other - self."""
+    if a["alpha"] != 1:
+        raise unsupported(a.node, "its alpha")
+    if isinstance(a["other"], fx.Node):
+        return "rsub", {}
+    return "rsub_scalar", {"value": float(a["other"])}
+
+
 def _plain(op: str, **attributes: Any) -> Rule:
     """A rule that keeps the operation and copies attributes: ours=theirs."""
     return lambda a: (op, {ours: a[theirs] for ours, theirs in attributes.items()})
+
+
+def _softplus(a: Arguments) -> Meaning:
+    if a["threshold"] != PLAIN_THRESHOLD:
+        raise unsupported(a.node, f"a threshold of {a['threshold']}")
+    return "softplus", {"beta": float(a["beta"])}
 
 
 def _clamp(a: Arguments) -> Meaning:
@@ -277,6 +329,8 @@ RULES: dict[str, Rule] = {
     "elu": lambda a: ("elu", {"alpha": float(a["alpha"])}),
     "sigmoid": _plain("sigmoid"),
     "tanh": _plain("tanh"),
+    "mish": _plain("mish"),
+    "softplus": _softplus,
     "gelu": _plain("gelu", approximate="approximate"),
     "hardsigmoid": _plain("hard_sigmoid"),
     "hardswish": _plain("hard_swish"),
@@ -287,6 +341,8 @@ RULES: dict[str, Rule] = {
     "_log_softmax": lambda a: ("log_softmax", {"axis": a["dim"] % (len(a.in_shape) + 1)}),
     "add": _binary("add"),
     "sub": _binary("sub"),
+    "rsub": _reversed_difference,
+    "neg": lambda a: ("rsub_scalar", {"value": 0.0}),
     "mul": _binary("mul"),
     "div": _binary("div"),
     "maximum": _plain("max"),
@@ -295,6 +351,9 @@ RULES: dict[str, Rule] = {
     "sum": _sum,
     "stack": lambda a: ("stack", {"axis": a["dim"] % (len(a.out_shape) + 1)}),
     "expand": _plain("expand"),
+    "repeat": _repeat,
+    "tile": _repeat,
+    "repeat_interleave": _repeat_each,
     "index_select": _index_select,
     "cat": lambda a: ("concat", {"axis": a["dim"] % (len(a.out_shape) + 1)}),
     "split": _plain("split", dim="dim"),
@@ -312,6 +371,9 @@ RULES: dict[str, Rule] = {
     "transpose": _transpose,
     "upsample_nearest2d": _upsample,
     "upsample_bilinear2d": _upsample_linear,
+    "pixel_shuffle": _of_maps("pixel_shuffle", block="upscale_factor"),
+    "pixel_unshuffle": _of_maps("pixel_unshuffle", block="downscale_factor"),
+    "channel_shuffle": _of_maps("channel_shuffle", groups="groups"),
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "squeeze", "unsqueeze"), _plain("reshape")),
     **dict.fromkeys(("clone", "contiguous", "alias", "detach", "lift_fresh_copy"), _identity),
     "dropout": _dropout,

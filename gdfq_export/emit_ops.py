@@ -108,6 +108,11 @@ def _expand(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[s
     return b.add("Expand", [x[0], b.constant(f"{node.name}/shape", [1, *node.shape], np.int64)], out)
 
 
+def _tile(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    repeats = b.constant(f"{node.name}/repeats", [1, *node.attributes["repeats"]], np.int64)
+    return b.add("Tile", [x[0], repeats], out)
+
+
 def _reduce_max(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
     axes = b.constant(f"{node.name}/axes", node.attributes["axes"], np.int64)
     return b.add("ReduceMax", [x[0], axes], out, keepdims=int(node.attributes["keep"]))
@@ -119,6 +124,25 @@ def _scalar(op: str) -> Emit:
         return b.add(op, [x[0], value], out)
 
     return emit
+
+
+def _reversed_scalar(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    return b.add("Sub", [b.constant(f"{node.name}/value", node.attributes["value"], np.float32), x[0]], out)
+
+
+def _mish(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    """x tanh(softplus(x)): the runtime has no kernel for the whole."""
+    gate = b.add("Tanh", [b.add("Softplus", x, f"{out}.softplus")], f"{out}.gate")
+    return b.add("Mul", [x[0], gate], out)
+
+
+def _softplus(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
+    beta = node.attributes["beta"]
+    if beta == 1.0:
+        return b.add("Softplus", x, out)
+    factor = b.constant(f"{node.name}/beta", beta, np.float32)
+    value = b.add("Softplus", [b.add("Mul", [x[0], factor], f"{out}.scaled")], f"{out}.softplus")
+    return b.add("Div", [value, factor], out)
 
 
 def _batch_norm(b: OnnxBuilder, node: Node, x: Sequence[str], out: str, p: Mapping[str, str]) -> str:
@@ -155,6 +179,8 @@ EMIT: dict[str, Emit] = {
     "tanh": _same("Tanh"),
     "exp": _same("Exp"),
     "reciprocal": _same("Reciprocal"),
+    "mish": _mish,
+    "softplus": _softplus,
     "gelu": _same("Gelu", approximate="approximate"),
     "add": _same("Add"),
     "sub": _same("Sub"),
@@ -163,6 +189,7 @@ EMIT: dict[str, Emit] = {
     "max": _same("Max"),
     "add_scalar": _scalar("Add"),
     "mul_scalar": _scalar("Mul"),
+    "rsub_scalar": _reversed_scalar,
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
     "global_avg_pool": _same("GlobalAveragePool"),
@@ -177,6 +204,7 @@ EMIT: dict[str, Emit] = {
     "channel_shuffle": _channel_shuffle,
     "gather": _gather,
     "expand": _expand,
+    "tile": _tile,
     "reduce_max": _reduce_max,
     "softmax": _same("Softmax", axis="axis"),
     "log_softmax": _same("LogSoftmax", axis="axis"),

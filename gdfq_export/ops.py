@@ -139,10 +139,13 @@ KERNELS: dict[str, Kernel] = {
     "elu": lambda n, x, p: F.elu(x[0], n.attributes["alpha"]),
     "sigmoid": lambda n, x, p: torch.sigmoid(x[0]),
     "tanh": lambda n, x, p: torch.tanh(x[0]),
+    "mish": lambda n, x, p: F.mish(x[0]),
+    "softplus": lambda n, x, p: F.softplus(x[0], n.attributes["beta"]),
     "gelu": lambda n, x, p: F.gelu(x[0], approximate=n.attributes["approximate"]),
     "hard_sigmoid": lambda n, x, p: F.hardsigmoid(x[0]),
     "hard_swish": lambda n, x, p: F.hardswish(x[0]),
     "add_scalar": lambda n, x, p: x[0] + n.attributes["value"],
+    "rsub_scalar": lambda n, x, p: n.attributes["value"] - x[0],
     "mul_scalar": lambda n, x, p: x[0] * n.attributes["value"],
     "instance_norm": lambda n, x, p: F.instance_norm(
         x[0], weight=p.get("weight"), bias=p.get("bias"), eps=n.attributes["eps"]
@@ -171,6 +174,7 @@ KERNELS: dict[str, Kernel] = {
         n.attributes["axis"], torch.tensor(n.attributes["order"], device=x[0].device)
     ),
     "expand": lambda n, x, p: x[0].expand(x[0].shape[0], *n.shape),
+    "tile": lambda n, x, p: x[0].repeat(1, *n.attributes["repeats"]),
     "reduce_max": lambda n, x, p: x[0].amax(n.attributes["axes"], n.attributes["keep"]),
     "softmax": lambda n, x, p: F.softmax(x[0], n.attributes["axis"]),
     "log_softmax": lambda n, x, p: F.log_softmax(x[0], n.attributes["axis"]),
@@ -178,7 +182,7 @@ KERNELS: dict[str, Kernel] = {
 
 MOVEMENT = frozenset(
     {
-        *("concat", "slice", "pad", "reshape", "transpose", "upsample", "channel_shuffle", "gather", "expand"),
+        *("concat", "slice", "pad", "reshape", "transpose", "upsample", "channel_shuffle", "gather", "expand", "tile"),
         *("max_pool", "reduce_max", "pad_channels", "space_to_depth"),
     }
 )
@@ -187,7 +191,7 @@ MOVEMENT = frozenset(
 LAYERS = frozenset({"conv", "linear"})
 """Operations with integer weights."""
 
-LOOKUPS = frozenset({"tanh", "elu", "gelu", "exp", "reciprocal"})
+LOOKUPS = frozenset({"tanh", "elu", "gelu", "mish", "softplus", "exp", "reciprocal", "rsub_scalar"})
 """Functions of one number without an integer kernel: a table of codes, and a Gather that reads it."""
 
 TABLE = "table"

@@ -33,7 +33,7 @@ MIN_BITS, MAX_BITS = 2, 8
 OUTPUT_BITS = 8
 CODE_CLIPS = frozenset({"relu", "clip"})
 INNER = FUNCTIONS | {"mul", "add_scalar"}  # what activations and gates are made of
-NON_NEGATIVE = frozenset({"relu", "sigmoid", "exp", "reciprocal"})
+NON_NEGATIVE = frozenset({"relu", "sigmoid", "softplus", "exp", "reciprocal"})
 
 
 @dataclass(frozen=True)

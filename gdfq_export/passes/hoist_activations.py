@@ -12,7 +12,7 @@ from __future__ import annotations
 from gdfq_export.graph import Graph, Node, rebuild
 from gdfq_export.plan import CODE_CLIPS, non_negative_tensors
 
-MOVERS = frozenset({"concat", "reshape", "transpose", "upsample", "channel_shuffle", "max_pool", "reduce_max"})
+MOVERS = frozenset({"concat", "reshape", "transpose", "upsample", "channel_shuffle", "tile", "max_pool", "reduce_max"})
 
 
 def hoist_activations(graph: Graph) -> Graph:

@@ -1,9 +1,10 @@
 """What has no integer kernel, as layers, sums, products, tables and data movement, which all have one.
 
     prelu(x)             max(x, 0) + slope * min(x, 0)
-    x - y                x + (-1) y
+    x - y                x + (-1) y;  a reversed difference with the two exchanged
     x * c, c <= 0        x * a constant tensor
     sum over an axis     x[0] + x[1] + ...
+    pixel (un)shuffle    reshape, transpose, reshape: SpaceToDepth takes codes only in the runtime's latest versions
     stack(x, y)          concat of x and y with an axis of one element each
     softmax              e = exp(x - max(x));  e * (1 / sum(e)), with tables for exp and 1 / x
     mean over channels   1x1 convolution with the weights 1 / C
@@ -154,6 +155,30 @@ def _sub(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
     return [*_scale(graph, scaled, into), node.replace(op="add", inputs=(node.inputs[0], scaled.name))]
 
 
+def _reversed_sub(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
+    return _sub(graph, node.replace(inputs=node.inputs[::-1]), into)
+
+
+def _pixel_unshuffle(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
+    (channels, height, width), b = graph[node.inputs[0]].shape, node.attributes["block"]
+    return _rearranged(node, (channels, height // b, b, width // b, b), (0, 1, 3, 5, 2, 4))
+
+
+def _pixel_shuffle(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
+    (channels, height, width), b = graph[node.inputs[0]].shape, node.attributes["block"]
+    return _rearranged(node, (channels // b**2, b, b, height, width), (0, 1, 4, 2, 5, 3))
+
+
+def _rearranged(node: Node, split: tuple[int, ...], axes: tuple[int, ...]) -> list[Node]:
+    """The elements in another order: axes taken apart, exchanged, and joined again."""
+    parts, moved = f"{node.name}.split", f"{node.name}.moved"
+    return [
+        Node(parts, "reshape", node.inputs, split, place=node.place),
+        Node(moved, "transpose", (parts,), tuple(split[axis - 1] for axis in axes[1:]), {"axes": axes}, {}, node.place),
+        Node(node.name, "reshape", (moved,), node.shape, place=node.place),
+    ]
+
+
 def _scale(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
     """A positive factor only changes a scale; any other is one code of a constant tensor."""
     value = float(node.attributes["value"])
@@ -180,6 +205,9 @@ INTEGER_FORMS: dict[str, Form] = {
     "channel_mean": _channel_mean,
     "resample": _resample,
     "sub": _sub,
+    "rsub": _reversed_sub,
+    "pixel_unshuffle": _pixel_unshuffle,
+    "pixel_shuffle": _pixel_shuffle,
     "mul_scalar": _scale,
     "index_select": _gather,
 }

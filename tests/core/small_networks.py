@@ -345,6 +345,40 @@ def computed_weights() -> nn.Module:
     return net
 
 
+def rearranged() -> nn.Module:
+    """Pixels stacked into channels and back, channels and places repeated: nothing but moved codes."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.a(F.pixel_unshuffle(x, 2)))
+        x = m.b(torch.cat([x.repeat(1, 2, 1, 1), pooled(x)[:, :, None, None].repeat(1, 1, 4, 4)], 1))
+        x = F.relu(m.c(F.pixel_shuffle(x, 2).tile(1, 2, 1)))
+        return m.fc(pooled(F.pixel_unshuffle(x, 2).repeat_interleave(2, 1)))
+
+    return Net(forward, a=conv_bn(12, 8), b=conv_bn(24, 8, 1), c=conv_bn(2, 4), fc=head(32))
+
+
+def mirrored() -> nn.Module:
+    """A highway: what a gate lets through, and the rest of another tensor; reversed and negated numbers."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.a(x))
+        gate = torch.sigmoid(m.gate(x))
+        x = gate * F.relu(m.b(x)) + (1 - gate) * x
+        return m.fc(F.relu(-pooled(torch.rsub(x, m.c(x)))))
+
+    return Net(forward, a=conv_bn(3, 8), gate=nn.Conv2d(8, 8, 1), b=conv_bn(8, 8), c=conv_bn(8, 8, 1), fc=head(8))
+
+
+def mish() -> nn.Module:
+    """DarkNet's activation, as one function and written out."""
+    return Net(
+        lambda m, x: m.fc(pooled((lambda y: y * torch.tanh(F.softplus(y)))(m.b(F.mish(m.a(x)))))),
+        a=conv_bn(3, 8),
+        b=conv_bn(8, 8),
+        fc=head(8),
+    )
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     function.__name__: function
     for function in (
@@ -380,6 +414,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         resampled,
         channel_wise,
         computed_weights,
+        rearranged,
+        mirrored,
+        mish,
     )
 }
 

@@ -15,7 +15,8 @@ from gdfq_export.emit import onnx_from_integer_model
 WIDTHS = [(8, 8), (4, 4), (5, 3)]
 FLOAT_KERNELS = {
     *("Add", "AveragePool", "Conv", "FusedConv", "FusedGemm", "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish"),
-    *("LeakyRelu", "MatMul", "MatMulIntegerToFloat", "Mul", "QuickGelu", "Relu", "Sigmoid", "Sub"),
+    *("LeakyRelu", "MatMul", "MatMulIntegerToFloat", "Mul", "Neg", "QuickGelu", "Relu", "Sigmoid", "Softplus", "Sub"),
+    "Tanh",
 }
 FLOAT_ENDING = {"softmax_end": {"Softmax"}}
 INTEGER_KERNELS = {

@@ -90,6 +90,24 @@ SUPPORTED: dict[str, Function] = {
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last) + 1,
     "concatenation": lambda x: torch.cat([torch.relu(x), x], 1),
     "a detour": lambda x: x.clone().detach() * 2,
+    "subtraction from a number": lambda x: 1 - x,
+    "reversed subtraction of tensors": lambda x: torch.rsub(x, torch.relu(x)),
+    "subtraction from a constant tensor": lambda x: torch.tensor([[[0.5]], [[1.0]], [[-2.0]]]) - x,
+    "a negation": lambda x: -x,
+    "mish": F.mish,
+    "mish as it is written out": lambda x: x * torch.tanh(F.softplus(x)),
+    "softplus with a slope": lambda x: F.softplus(5 * x, beta=2),
+    "pixels stacked into channels": lambda x: F.pixel_unshuffle(x, 2),
+    "channels spread over pixels": lambda x: F.pixel_shuffle(torch.cat([x, 2 * x, -x, x + 1], 1), 2),
+    "repetition of channels": lambda x: x.repeat(1, 3, 1, 1),
+    "repetition over space": lambda x: x.repeat(1, 1, 2, 3),
+    "repetition of one position": lambda x: x.mean((2, 3), keepdim=True).repeat(1, 1, 8, 8) + x,
+    "repetition once": lambda x: x.repeat(1, 1, 1, 1),
+    "tiles": lambda x: x.tile(2, 1, 3),
+    "tiles of the last axes": lambda x: x.tile(3),
+    "each channel twice": lambda x: x.repeat_interleave(2, 1),
+    "each column thrice, counted from the end": lambda x: x.repeat_interleave(3, -1),
+    "channels in groups, interleaved": lambda x: F.channel_shuffle(x.repeat(1, 2, 1, 1), 2),
 }
 
 
@@ -113,6 +131,11 @@ REFUSED: dict[str, tuple[Function, str]] = {
     "celu": (F.celu, "operator celu"),
     "a power": (lambda x: x**2, "operator pow"),
     "a matrix product": (lambda x: x @ x, "operator matmul"),
+    "images repeated": (lambda x: x.repeat(2, 1, 1, 1), "repeat .* of the batch"),
+    "an axis before the batch": (lambda x: x.repeat(1, 1, 1, 1, 1), "repeat .* of the batch"),
+    "each image twice": (lambda x: x.repeat_interleave(2, 0), "repeat_interleave .* of the batch"),
+    "a softplus cut short": (lambda x: F.softplus(x, threshold=3), "threshold"),
+    "alpha of a reversed subtraction": (lambda x: torch.rsub(x, 1, alpha=2), "alpha"),
 }
 
 
