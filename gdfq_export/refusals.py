@@ -80,6 +80,8 @@ def _check_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
             raise already_quantized(_full_name(type(tensor)), name)
         if tensor.is_quantized:
             raise already_quantized(str(tensor.dtype), name)
+        if tensor.is_meta:
+            raise UnsupportedModelError(f"{name} has no values (it is on PyTorch's meta device): make it on the CPU")
 
 
 def _full_name(kind: type | str) -> str:

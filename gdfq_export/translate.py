@@ -18,6 +18,7 @@ from gdfq_export.aten_rules import ROLES, RULES
 from gdfq_export.errors import UnsupportedModelError
 from gdfq_export.fx_nodes import Arguments, module_path, operator_name, place_of, shape_of, unsupported, value_of
 from gdfq_export.graph import INPUT, OUTPUT, Graph, Node, rebuild
+from gdfq_export.precision import float32
 
 FILLED = {"zeros_like": 0.0, "new_zeros": 0.0, "zeros": 0.0, "ones_like": 1.0, "new_ones": 1.0, "ones": 1.0}
 
@@ -164,7 +165,7 @@ class _Translation:
 
     def _hold(self, node: fx.Node, key: str, value: torch.Tensor) -> None:
         """Keeps a parameter, or what the model computes from its parameters alone."""
-        self.parameters[key], self.keys[node.name] = value.detach().clone(), key
+        self.parameters[key], self.keys[node.name] = float32(value.detach().clone()), key
 
     def _tensor_name(self, argument: fx.Node) -> str:
         """The tensor's name; a parameter used as data becomes a constant node."""

@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 
 from gdfq_export.errors import InputFileError, UsageError
+from gdfq_export.user_code import described
 
 PRIVATE_NAME = "_gdfq_export_user_model"  # no file of the user's can be imported under this name by accident
 
@@ -27,7 +28,7 @@ def module_from_factory(spec: str, seed: int) -> torch.nn.Module:
     path = Path(file)
     if not path.is_file():
         raise InputFileError(f"model file {path} does not exist")
-    with torch.random.fork_rng(devices=[]), _importable(path.resolve().parent):
+    with torch.random.fork_rng(devices=[]), _importable(path.resolve().parent), _torch_settings():
         torch.manual_seed(seed)
         source = _imported(path)
         if not name or not hasattr(source, name):
@@ -47,8 +48,10 @@ def _imported(path: Path) -> ModuleType:
     sys.modules[PRIVATE_NAME] = module  # dataclasses and type hints in the file look themselves up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise InputFileError(f"model file {path} cannot be imported: {_described(error, path)}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit() too, which would end the program without a word
+        raise InputFileError(f"model file {path} cannot be imported: {described(error)}") from error
     return module
 
 
@@ -58,22 +61,10 @@ def _called(factory: object, path: Path, name: str) -> object:
     function: Callable[[], object] = factory
     try:
         return function()
-    except Exception as error:
-        raise InputFileError(
-            f"{name}() of {path}, called without arguments, failed: {_described(error, path)}"
-        ) from error
-
-
-def _described(error: Exception, path: Path) -> str:
-    """The error and the line of the user's file where it came up."""
-    line = error.lineno if isinstance(error, SyntaxError) else None
-    frame = error.__traceback__
-    while frame is not None:
-        if frame.tb_frame.f_code.co_filename == str(path):
-            line = frame.tb_lineno
-        frame = frame.tb_next
-    where = f" (line {line})" if line else ""
-    return f"{type(error).__name__}: {error}{where}"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise InputFileError(f"{name}() of {path}, called without arguments, failed: {described(error)}") from error
 
 
 def _no_factory_message(path: Path, name: str, source: ModuleType) -> str:
@@ -96,3 +87,16 @@ def _importable(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(folder))
+
+
+@contextmanager
+def _torch_settings() -> Iterator[None]:
+    """Takes back what the user's file sets for all of PyTorch, and what is made after it would be made in."""
+    dtype, gradients, device = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_default_device()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(gradients)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)

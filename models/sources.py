@@ -3,25 +3,32 @@
 NAME             a network of the table: embedded, downloaded, `--weights` or random weights
 FILE.py:FACTORY  a network of the user's own, with its own weights or `--weights`
 FILE.pt2         a program of `torch.export.save`, which carries its weights
+FILE.pt          a whole pickled module, where the user allows it: loading it runs code from the file
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from gdfq_export.errors import UsageError, WeightsError
+from gdfq_export.errors import InputFileError, UnknownModelError, UnsupportedModelError, UsageError, WeightsError
 from gdfq_export.models.architectures import build_architecture
 from gdfq_export.models.download import download_weights
 from gdfq_export.models.factories import is_factory_spec, module_from_factory
+from gdfq_export.models.kinds import kind_of, torchscript_advice
+from gdfq_export.models.pickles import module_from_pickle
 from gdfq_export.models.programs import program_input_size, program_num_classes, read_program
 from gdfq_export.models.random_weights import has_untouched_statistics, set_batch_norm_statistics
 from gdfq_export.models.state import fit_state, read_state, sha256_of
 from gdfq_export.models.table import NORMALISATIONS, ModelEntry, find_model
+from gdfq_export.models.values import bad_values
+from gdfq_export.precision import named, program_floats, widen
 from gdfq_export.refusals import check_module
+from gdfq_export.trial import check_runs
 
 EMBEDDED_FOLDER = Path(__file__).parent / "weights"
 DEFAULT_INPUT_SIZE = (3, 224, 224)
@@ -43,7 +50,7 @@ class LoadedModel:
     std: tuple[float, ...]
     num_classes: int | None
     resize: int | None  # shorter side before the centre crop
-    weights_source: str  # "embedded", "pytorchcv", "file", "factory", "random" or "program"
+    weights_source: str  # "embedded", "pytorchcv", "file", "factory", "pickle", "random" or "program"
     weights_sha256: str | None  # of the file the weights came from
 
 
@@ -52,6 +59,7 @@ class _Request:
     """What the user asked for; None leaves it to the table or the file."""
 
     weights: Path | None
+    allow_pickle: bool
     pretrained: bool
     input_size: tuple[int, int, int] | None
     mean: tuple[float, ...] | None
@@ -64,6 +72,7 @@ def load_model(
     spec: str,
     *,
     weights: Path | None = None,
+    allow_pickle: bool = False,
     pretrained: bool = True,
     input_size: tuple[int, int, int] | None = None,
     mean: tuple[float, ...] | None = None,
@@ -78,16 +87,56 @@ def load_model(
         raise UsageError(f"the input size must be channels, height and width, all positive, not {input_size}")
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"the number of classes must be positive, not {num_classes}")
-    asked = _Request(weights, pretrained, input_size, mean, std, num_classes, seed)
-    if spec.lower().endswith(".pt2"):
-        if weights is not None or not pretrained:
-            raise UsageError(f"{spec} carries its weights: --weights and --no-pretrained do not apply")
-        return _load_program(Path(spec), asked)
+    if allow_pickle and weights is None and (is_factory_spec(spec) or not Path(spec).is_file()):
+        raise UsageError(
+            "--allow-pickle is for a file of a pickled module, but neither --model nor --weights names one"
+        )
+    asked = _Request(weights, allow_pickle, pretrained, input_size, mean, std, num_classes, seed)
+    loaded = _loaded(spec, asked)
+    _check_values(loaded, spec)
+    return loaded
+
+
+def _loaded(spec: str, asked: _Request) -> LoadedModel:
     if is_factory_spec(spec):
         return _load_factory(spec, asked)
-    if spec.lower().endswith(WEIGHTS_SUFFIXES):
-        raise UsageError(f"{spec} is a file of weights, not a network: pass it as --model NAME --weights {spec}")
-    return _load_known(find_model(spec), asked)
+    path = Path(spec)
+    if spec.lower().endswith(".pt2") and not path.is_file():
+        return _load_program(path, asked)
+    if spec.lower().endswith((".pt2", *WEIGHTS_SUFFIXES)):
+        return _load_file(path, asked)
+    try:
+        return _load_known(find_model(spec), asked)
+    except UnknownModelError:
+        if not path.is_file():
+            raise
+    return _load_file(path, asked)
+
+
+def _load_file(path: Path, asked: _Request) -> LoadedModel:
+    """A network from a file that holds one; other files are told apart by what they hold, not by their names."""
+    as_weights = f"pass it as --model NAME --weights {path}, or as --model FILE.py:FACTORY --weights {path}"
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist, and by its name it is a file of weights, not a network: {as_weights}")
+    found = kind_of(path)
+    if found.kind == "program" or (found.kind == "other" and path.suffix.lower() == ".pt2"):
+        return _load_program(path, asked)
+    if found.kind == "torchscript":
+        raise UnsupportedModelError(f"{path} is {torchscript_advice(path)}")
+    if found.kind in ("safetensors", "tensors"):
+        raise UsageError(f"{path} is a file of weights, not a network: {as_weights}")
+    if found.kind == "other":
+        raise InputFileError(
+            f"{path} is no network that can be read, or damaged: pass a .pt2 file of torch.export.save, or the "
+            "module's source as FILE.py:FACTORY with its state_dict() as --weights"
+        )
+    if not asked.allow_pickle:
+        raise UsageError(
+            f"{path} holds pickled Python objects ({found.pickled}), and loading them would run code from the file: "
+            "pass the module's source as --model FILE.py:FACTORY with its state_dict() as --weights, or add "
+            "--allow-pickle where you trust the file"
+        )
+    return _load_module(path.stem, str(path), asked, lambda: module_from_pickle(path), path)
 
 
 def _load_known(entry: ModelEntry, asked: _Request) -> LoadedModel:
@@ -98,10 +147,11 @@ def _load_known(entry: ModelEntry, asked: _Request) -> LoadedModel:
         weights_file, source = _weights_file(entry, asked.weights)  # first: a missing file is found at once
     module = build_architecture(entry, size, classes, asked.seed)
     if size != entry.input_size:
-        _check_size(module, size, entry.name)
+        check_runs(module, size, entry.name, UsageError)
     if asked.pretrained:
         # pytorchcv's files may hold tensors of training only, and pytorchcv itself drops them.
-        fit_state(module, read_state(weights_file), str(weights_file), ignore_extra=source == "pytorchcv")
+        state = read_state(weights_file, asked.allow_pickle and source == "file")
+        fit_state(module, state, str(weights_file), ignore_extra=source == "pytorchcv")
     else:
         source = "random"
         set_batch_norm_statistics(module, size, asked.seed)
@@ -133,14 +183,22 @@ def _weights_file(entry: ModelEntry, weights: Path | None) -> tuple[Path, str]:
 
 
 def _load_factory(spec: str, asked: _Request) -> LoadedModel:
+    return _load_module(spec.rpartition(":")[2], spec, asked, lambda: module_from_factory(spec, asked.seed), None)
+
+
+def _load_module(
+    name: str, spec: str, asked: _Request, make: Callable[[], torch.nn.Module], file: Path | None
+) -> LoadedModel:
+    """A module of the user's own, which `make` makes: from source, or from `file`, which then holds its weights too."""
     size = asked.input_size or DEFAULT_INPUT_SIZE
-    state = None if asked.weights is None else read_state(asked.weights)
+    state = None if asked.weights is None else read_state(asked.weights, asked.allow_pickle)
     mean, std = _normalisation(asked, size[0], NORMALISATIONS["imagenet"])
-    module = module_from_factory(spec, asked.seed)
+    module = make()
     check_module(module)  # before it runs: what is refused here fails in many ways
-    _check_size(module, size, spec)
+    _say_precision(spec, widen(module.cpu()))
+    check_runs(module, size, spec, UsageError)
     _say_assumptions(spec, asked)
-    source = "factory"
+    source = "factory" if file is None else "pickle"
     if state is not None:
         source = "file"
         fit_state(module, state, str(asked.weights), ignore_extra=False)
@@ -149,8 +207,9 @@ def _load_factory(spec: str, asked: _Request) -> LoadedModel:
         set_batch_norm_statistics(module, size, asked.seed)
     elif has_untouched_statistics(module):
         logger.warning("%s looks untrained (all batch-norm statistics are 0 and 1): pass --weights FILE", spec)
+    weights = file if asked.weights is None else asked.weights
     return LoadedModel(
-        name=spec.rpartition(":")[2],
+        name=name,
         module=_ready(module),
         input_size=size,
         mean=mean,
@@ -158,16 +217,19 @@ def _load_factory(spec: str, asked: _Request) -> LoadedModel:
         num_classes=asked.num_classes,
         resize=_usual_resize(size),
         weights_source=source,
-        weights_sha256=None if asked.weights is None else sha256_of(asked.weights),
+        weights_sha256=None if weights is None else sha256_of(weights),
     )
 
 
 def _load_program(path: Path, asked: _Request) -> LoadedModel:
+    if asked.weights is not None or not asked.pretrained:
+        raise UsageError(f"{path} carries its weights: --weights and --no-pretrained do not apply")
     program = read_program(path)
     size = program_input_size(program, path)
     if asked.input_size is not None and asked.input_size != size:
         raise UsageError(f"{path} was exported for images of {_by(size)}, not {_by(asked.input_size)}")
     _say_assumptions(str(path), replace(asked, input_size=size))  # the program knows its size
+    _say_precision(str(path), program_floats(program))
     mean, std = _normalisation(asked, size[0], NORMALISATIONS["imagenet"])
     return LoadedModel(
         name=path.stem,
@@ -208,14 +270,27 @@ def _usual_resize(size: tuple[int, int, int]) -> int | None:
     return round(side / CROP_RATIO) if side >= SMALLEST_CROPPED_SIDE else None
 
 
-def _check_size(module: torch.nn.Module, size: tuple[int, int, int], spec: str) -> None:
-    """Runs one empty image, so that a size the network cannot take is found before anything else happens."""
-    try:
-        with torch.no_grad():
-            module.eval()(torch.zeros(1, *size))
-    except Exception as error:  # whatever the user's own code raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{spec} cannot run an image of {_by(size)} (see --input-size): {reason}") from error
+def _check_values(loaded: LoadedModel, spec: str) -> None:
+    """Weights that are not finite are found before anything runs, wherever they stand."""
+    module = loaded.module
+    if isinstance(module, torch.export.ExportedProgram):
+        damage = bad_values([*module.state_dict.items(), *_tensors(module.constants)])
+    else:
+        damage = bad_values([*module.named_parameters(), *module.named_buffers()])
+    if damage is None:
+        return
+    if loaded.weights_source in ("program", "pickle"):
+        raise WeightsError(f"the weights in {spec} are damaged: {damage}")
+    raise UnsupportedModelError(f"{damage} in the network that {spec} makes: correct it there, or pass --weights FILE")
+
+
+def _tensors(constants: Mapping[str, object]) -> list[tuple[str, torch.Tensor]]:
+    return [(name, value) for name, value in constants.items() if isinstance(value, torch.Tensor)]
+
+
+def _say_precision(spec: str, types: set[torch.dtype]) -> None:
+    if types:
+        logger.warning("%s is in %s: it is computed in float32", spec, named(types))
 
 
 def _say_assumptions(spec: str, asked: _Request) -> None:

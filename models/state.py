@@ -1,7 +1,8 @@
 """State dicts: reading them from a file without running code from it, and fitting them into a network.
 
-Formats: safetensors, torch files with `weights_only=True` (a pickle that wants to run code is refused), and the zipped
-torch files that pytorchcv publishes. Common wrappers (`{"state_dict": ...}`, `module.`, `_orig_mod.`) are undone.
+Formats: safetensors, torch files with `weights_only=True` (a pickle that wants to run code is refused unless the user
+allows it), and the zipped torch files that pytorchcv publishes. Common wrappers (`{"state_dict": ...}`, `module.`,
+`_orig_mod.`) are undone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from typing import IO, Any
 import torch
 
 from gdfq_export.errors import WeightsError
+from gdfq_export.models.kinds import kind_of, torchscript_advice
+from gdfq_export.models.pickles import load_pickle, module_in
+from gdfq_export.models.values import bad_values
 
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -32,8 +36,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_state(path: Path) -> State:
-    """The tensors of a weights file, by name."""
+def read_state(path: Path, allow_pickle: bool = False) -> State:
+    """The tensors of a weights file, by name; `allow_pickle` takes those of a whole pickled module too."""
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -45,7 +49,7 @@ def read_state(path: Path) -> State:
         raise WeightsError(f"weights file {path} cannot be read: {error.strerror or error}") from error
     if path.suffix == ".safetensors" or start[8:] == b"{":  # eight bytes of length, then JSON
         return _read_safetensors(path)
-    return _unwrap(_read_torch(path), path)
+    return _unwrap(_read_torch(path, allow_pickle), path)
 
 
 def fit_state(module: torch.nn.Module, state: Mapping[str, torch.Tensor], source: str, ignore_extra: bool) -> None:
@@ -74,9 +78,9 @@ def fit_state(module: torch.nn.Module, state: Mapping[str, torch.Tensor], source
     if any(problems):
         raise WeightsError(f"the weights in {source} belong to another network: it {', '.join(filter(None, problems))}")
     fitting = {key: state[key] for key in wanted if key in state and key not in counters}
-    for key, tensor in fitting.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise WeightsError(f"the weights in {source} are damaged: {key} holds values that are not finite")
+    damage = bad_values(fitting.items())
+    if damage is not None:
+        raise WeightsError(f"the weights in {source} are damaged: {damage}")
     module.load_state_dict(fitting, strict=False)
 
 
@@ -90,15 +94,19 @@ def _read_safetensors(path: Path) -> State:
         raise WeightsError(f"weights file {path} is damaged or not safetensors: {_first_line(error)}") from error
 
 
-def _read_torch(path: Path) -> object:
+def _read_torch(path: Path, allow_pickle: bool) -> object:
     with _opened(path) as file:
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             if "Unsupported" in str(error) or "GLOBAL" in str(error):
+                if allow_pickle:
+                    return load_pickle(path)
+                pickled = kind_of(path).pickled
                 raise WeightsError(
-                    f"weights file {path} holds pickled Python objects, which could run code and are not loaded: "
-                    "save the network's state_dict() instead, best as safetensors"
+                    f"weights file {path} holds pickled Python objects{pickled and f' ({pickled})'}, which could run "
+                    "code and are not loaded: save the network's state_dict() instead, best as safetensors, or add "
+                    "--allow-pickle where you trust the file"
                 ) from error
             raise WeightsError(f"weights file {path} is damaged, or neither safetensors nor a torch file") from error
         except Exception as error:  # torch has RuntimeError, EOFError, KeyError, ... for the many ways to be damaged
@@ -113,9 +121,9 @@ def _opened(path: Path) -> IO[bytes]:
             if len(members) == 1 and members[0].endswith(".pth"):
                 return io.BytesIO(_read_member(archive, members[0], path))
         if any(member.endswith("archive_format") for member in members):
-            raise WeightsError(f"weights file {path} is an exported program: pass it as --model {path.stem}.pt2")
+            raise WeightsError(f"weights file {path} is an exported program: pass it as --model {path}")
         if any("/code/" in member for member in members):
-            raise WeightsError(f"weights file {path} is a TorchScript archive: save its state_dict() instead")
+            raise WeightsError(f"weights file {path} is {torchscript_advice(path)}")
     return path.open("rb")
 
 
@@ -127,6 +135,8 @@ def _read_member(archive: zipfile.ZipFile, member: str, path: Path) -> bytes:
 
 
 def _unwrap(content: object, path: Path) -> State:
+    module = module_in(content)
+    content = content if module is None else module.state_dict()
     for key in WRAPPER_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

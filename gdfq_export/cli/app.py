@@ -15,7 +15,9 @@ from gdfq_export.cli.evaluate import evaluate
 from gdfq_export.cli.inspect import inspect
 from gdfq_export.cli.models import models
 from gdfq_export.cli.quantize import quantize
+from gdfq_export.cli.streams import claim_stdout, drop_stdout, release_stdout
 from gdfq_export.cli.verify import verify
+from gdfq_export.errors import OutputFileError
 
 EXIT_BUG = 70  # EX_SOFTWARE: our fault, not the user's
 EXIT_INTERRUPTED = 130
@@ -35,7 +37,19 @@ for command in (quantize, verify, inspect, bench, evaluate, models):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; a traceback is shown only with `--debug`."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is not None:
+        return _run(list(arguments))
+    words = sys.argv[1:]
+    claim_stdout()
+    code = _run(words)
+    try:
+        release_stdout()
+    except OutputFileError as error:
+        return _fail(str(error), error.exit_code, [word for word in words if word != "--json"], "--debug" in words)
+    return code
+
+
+def _run(words: list[str]) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
@@ -45,8 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted(words, debug)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         return 0
+    except SystemExit as error:  # of a library: what users' code raises is told apart where it runs
+        text = f"unexpected sys.exit({error.code!r}) (a bug of ours; run again with --debug and report it)"
+        return _fail(text, EXIT_BUG, words, debug)
     except Exception as error:
         code = getattr(error, "exit_code", EXIT_BUG)
         if hasattr(error, "format_message"):  # a click usage error

@@ -16,6 +16,7 @@ import typer
 from gdfq_export.ablations import Ablations
 from gdfq_export.cli.config import given_options, options_of, read_config
 from gdfq_export.cli.options import BYTES, OPERATIONS, parse_amount, parse_budget, parse_floats, parse_size
+from gdfq_export.cli.streams import users_code
 from gdfq_export.cli.switches import PANEL, check_options
 from gdfq_export.errors import UsageError
 from gdfq_export.names import (
@@ -70,6 +71,12 @@ def quantize(
     model: Annotated[str, typer.Option(help="Name of a known network, FILE.py:FACTORY, or FILE.pt2.")],
     out: Annotated[Path, typer.Option(help="The ONNX file to write.")],
     weights: Annotated[Path | None, typer.Option(help="Weights: safetensors, or a torch state dict.")] = None,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle", help="Read a whole pickled module as --model or --weights, which runs code from the file."
+        ),
+    ] = False,
     bits: Annotated[int | None, typer.Option(help="Width of weights and activations, 2 to 8; 8 if not given.")] = None,
     weight_bits: Annotated[int | None, typer.Option(help="Width of weights alone.")] = None,
     act_bits: Annotated[int | None, typer.Option(help="Width of activations alone.")] = None,
@@ -282,16 +289,18 @@ def quantize(
             check_output(path, force=overwrite)
         if report is not None:
             check_output(report, force=overwrite, option="--report")
-    loaded = load_model(
-        model,
-        weights=weights,
-        pretrained=not no_pretrained,
-        input_size=size,
-        mean=None if mean is None else parse_floats(mean, "--mean"),
-        std=None if std is None else parse_floats(std, "--std"),
-        num_classes=num_classes,
-        seed=seed,
-    )
+    with users_code():
+        loaded = load_model(
+            model,
+            weights=weights,
+            allow_pickle=allow_pickle,
+            pretrained=not no_pretrained,
+            input_size=size,
+            mean=None if mean is None else parse_floats(mean, "--mean"),
+            std=None if std is None else parse_floats(std, "--std"),
+            num_classes=num_classes,
+            seed=seed,
+        )
     given: dict[str, Any] = {name: rate for name, rate in rates.items() if rate is not None}
     schedule = dataclasses.replace(schedule_for(preset, loaded.input_size), ablations=ablations)
     schedule = schedule if reading is None else with_reading(schedule, "code" if reading == "code" else "paper")
@@ -318,12 +327,14 @@ def quantize(
         device="cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu",
     )
     if dry_run:
-        _print_plan(prepare(loaded, settings), settings, as_json)
+        with users_code():
+            prepared = prepare(loaded, settings)
+        _print_plan(prepared, settings, as_json)
         return
     folders = [None if path is None else ImageFolder(path, loaded) for path in (calibration_data, real_data)]
     real = RealImages(*folders)
     work = WorkDirectory(folder, resume=resume, discard=force)
-    with joined(settings.device) as own_device:
+    with users_code(), joined(settings.device) as own_device:
         quiet = as_json or rank() != 0
         settings = dataclasses.replace(settings, device=own_device)
         with nullcontext(silent) if quiet else progress_bars() as progress:

@@ -1,0 +1,63 @@
+"""Standard output is for results alone: what users' code prints, at whatever level, goes to stderr.
+
+A factory may print, but so may a C library, a child process, or something that runs when Python ends. So the process
+gives file descriptor 1 to stderr for good, and keeps what was there under another number, which only `sys.stdout`
+knows. Where users' code runs, `sys.stdout` is stderr too.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from contextlib import AbstractContextManager, redirect_stdout
+
+from gdfq_export.errors import OutputFileError
+
+
+def claim_stdout() -> None:
+    """Makes `sys.stdout` the only way to the process's standard output; once, when the process starts."""
+    if sys.stdout is None or sys.stdout is not sys.__stdout__:
+        return
+    sys.stdout.flush()
+    try:
+        results = os.fdopen(os.dup(1), "wb")
+    except OSError:  # closed: nobody reads results
+        return
+    try:
+        os.dup2(2, 1)
+    except OSError:  # no stderr either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.stdout = io.TextIOWrapper(
+        results,
+        encoding=sys.stdout.encoding,
+        errors=sys.stdout.errors,
+        line_buffering=sys.stdout.line_buffering,
+    )
+
+
+def release_stdout() -> None:
+    """Writes out the last results; what is printed from here on, like by `atexit`, goes to stderr."""
+    results = sys.stdout
+    if results is None:
+        return
+    try:
+        results.flush()
+    except BrokenPipeError:  # nobody reads on
+        drop_stdout()
+    except OSError as error:
+        drop_stdout()
+        raise OutputFileError(f"cannot write to standard output: {error.strerror or error}") from error
+    finally:
+        sys.stdout = sys.stderr
+
+
+def drop_stdout() -> None:
+    """Throws away what `sys.stdout` still holds, which Python would try to write again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.stdout.flush()
+
+
+def users_code() -> AbstractContextManager[object]:
+    """While the code of users runs, `print` writes to stderr."""
+    return redirect_stdout(sys.stderr)
