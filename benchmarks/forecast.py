@@ -32,7 +32,8 @@ from gdfq_export.pipeline import prepare
 from gdfq_export.plan import BitWidths
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import silent
-from gdfq_export.runtime_checks.images import Preprocessing, list_images, network_input
+from gdfq_export.runtime_checks.images import list_images, network_input
+from gdfq_export.runtime_checks.input_spec import Preprocessing
 from gdfq_export.score import error_of, forecast
 from gdfq_export.settings import Settings, distillation_for, reconstruction_for, schedule_for, tuning_for, weighing_for
 from gdfq_export.stopwatch import Stopwatch
@@ -70,7 +71,7 @@ def read_labelled(folder: Path, loaded: LoadedModel, most: int) -> Labelled:
     """Images below the folder, evenly spread where there are more than enough, as `evaluate` prepares them."""
     channels, height, width = loaded.input_size
     prepared = Preprocessing(height, width, channels, loaded.resize, loaded.mean, loaded.std, raw=False)
-    found = list_images(folder)
+    found = list_images(folder, loaded.num_classes or 0)
     found = found[:: max(-(-len(found) // most), 1)]
     images = torch.from_numpy(np.stack([network_input(image.path, prepared) for image in found]))
     return Labelled(images, torch.tensor([image.label for image in found]))

@@ -15,9 +15,10 @@ import onnxruntime
 from onnxruntime import quantization
 from onnxruntime.quantization import shape_inference
 
-from gdfq_export.runtime_checks.evaluate import preprocessing_of
-from gdfq_export.runtime_checks.image_input import image_input
-from gdfq_export.runtime_checks.images import list_images, network_input
+from gdfq_export.runtime_checks.golden import read_provenance
+from gdfq_export.runtime_checks.graph import graph_from_model
+from gdfq_export.runtime_checks.images import list_images, list_unlabelled, network_input
+from gdfq_export.runtime_checks.input_spec import InputSpec, Preprocessing, input_spec, preprocessing_of
 
 
 class Images(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -51,23 +52,27 @@ def quantize_statically(source: Path, images: Images) -> Path:
     return static
 
 
+def _input_of(path: Path) -> tuple[InputSpec, Preprocessing]:
+    model = onnx.load(path)
+    spec = input_spec(graph_from_model(model), read_provenance(model))
+    return spec, preprocessing_of(spec, path.name, None, None, None)[0]
+
+
 def images_of(folder: Path, count: int, source: Path) -> Images:
     """Images spread evenly over a folder, as `evaluate` prepares them for this file."""
-    spec = image_input(onnx.load(source), source)
-    preprocessing, _ = preprocessing_of(spec, source, None, None, None)
-    found = list_images(folder)
+    spec, preprocessing = _input_of(source)
+    found = list_unlabelled(folder)
     chosen = [found[index] for index in np.linspace(0, len(found) - 1, min(count, len(found))).astype(int)]
-    return Images((network_input(image.path, preprocessing)[None] for image in chosen), spec.name)
+    return Images((network_input(path, preprocessing)[None] for path in chosen), spec.name)
 
 
 def top1_without_saturation(static: Path, folder: Path) -> float:
     """Accuracy in percent where no processor adds products in 16 bits, which may saturate: as with VNNI."""
-    spec = image_input(onnx.load(static), static)
-    preprocessing, _ = preprocessing_of(spec, static, None, None, None)
+    spec, preprocessing = _input_of(static)
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(str(static), options, providers=["CPUExecutionProvider"])
-    found = list_images(folder)
+    found = list_images(folder, session.get_outputs()[0].shape[-1])
     hits = 0
     for image in found:
         (outputs,) = session.run(None, {spec.name: network_input(image.path, preprocessing)[None]})

@@ -38,7 +38,8 @@ from gdfq_export.pipeline import prepare
 from gdfq_export.plan import BitWidths
 from gdfq_export.progress import silent
 from gdfq_export.reconstruct import reconstruct
-from gdfq_export.runtime_checks.images import SUFFIXES, Preprocessing, network_input
+from gdfq_export.runtime_checks.images import SUFFIXES, network_input
+from gdfq_export.runtime_checks.input_spec import Preprocessing
 from gdfq_export.score import logit_error
 from gdfq_export.second_order import round_by_second_order
 from gdfq_export.settings import Settings, distillation_for, reconstruction_for, schedule_for, tuning_for

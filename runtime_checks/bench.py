@@ -21,9 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from gdfq_export.runtime_checks.errors import CheckError
-from gdfq_export.runtime_checks.image_input import ImageInput, image_input, random_batch
+from gdfq_export.runtime_checks.golden import read_provenance
+from gdfq_export.runtime_checks.graph import graph_from_model
+from gdfq_export.runtime_checks.input_spec import InputSpec, input_spec, random_batch
 from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY, load_model
 from gdfq_export.runtime_checks.session_memory import session_memory_mb
 
@@ -81,7 +84,7 @@ def bench(
 ) -> list[Comparison]:
     """Measures each number of threads for about `seconds`, or for `runs` pairs; batch 1 and random input."""
     files = [path] if baseline is None else [path, baseline]
-    inputs = [image_input(load_model(file, max_memory), file) for file in files]
+    inputs = [_input_of(load_model(file, max_memory)) for file in files]
     return [
         _measure(
             [_runner(file, spec, count, seed) for file, spec in zip(files, inputs, strict=True)], count, seconds, runs
@@ -90,7 +93,11 @@ def bench(
     ]
 
 
-def _runner(path: Path, spec: ImageInput, threads: int, seed: int) -> _Runner:
+def _input_of(model: onnx.ModelProto) -> InputSpec:
+    return input_spec(graph_from_model(model), read_provenance(model))
+
+
+def _runner(path: Path, spec: InputSpec, threads: int, seed: int) -> _Runner:
     runtime: Any = importlib.import_module("onnxruntime")  # untyped
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -2,7 +2,10 @@
 
     top-k = share of the images whose label is among the k largest outputs, in percent
 
-Equal outputs, which a quantized network has more often, rank by class index, as argmax ranks them.
+Equal outputs, which a quantized network has more often, rank by class index, as argmax ranks them. One output is a
+decision between the classes 0 and 1: it is right where it is above its threshold for class 1 and not for class 0.
+Several decisions (behind sigmoids) may all be yes, while a folder names one class: they are ranked like any outputs,
+and `decisions` is the share of all of them that are right where the folder's class alone is a yes.
 """
 
 from __future__ import annotations
@@ -16,15 +19,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gdfq_export.runtime_checks.errors import CheckError, UnsupportedGraphError
-from gdfq_export.runtime_checks.image_input import ImageInput, image_input
-from gdfq_export.runtime_checks.images import LabelledImage, Preprocessing, list_images, network_input
+from gdfq_export.runtime_checks.errors import UnsupportedGraphError
+from gdfq_export.runtime_checks.golden import read_provenance
+from gdfq_export.runtime_checks.graph import graph_from_model
+from gdfq_export.runtime_checks.images import LabelledImage, list_images, network_input
+from gdfq_export.runtime_checks.input_spec import Preprocessing, input_spec, preprocessing_of
 from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY, load_model
+from gdfq_export.runtime_checks.output_spec import OutputSpec, output_spec
 from gdfq_export.runtime_checks.sessions import Session
 
 BATCH = 32  # where the model's batch is dynamic
 READERS = 4  # threads that decode images while the network runs
 TOP = 5
+ONE_CLASS_A_FOLDER = (
+    "each output is a decision of its own, and a folder names one class: top-1 and top-5 rank the outputs, and "
+    "decisions count as right where the folder's class alone is a yes"
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,8 @@ class Accuracy:
     top1: float
     top5: float
     images: int
+    outputs: int
+    decisions: float | None  # right ones of all outputs of all images, where each output is a decision
     notes: tuple[str, ...]  # what had to be assumed
 
 
@@ -46,65 +58,38 @@ def evaluate(
     threads: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
     max_memory: int = DEFAULT_MAX_MEMORY,
+    labels: Sequence[str] | None = None,
 ) -> Accuracy:
-    """Runs the model on every image of `data`; options override the file's own preprocessing."""
+    """Runs the model on every image of `data`; options override the file's own preprocessing and labels."""
     model = load_model(path, max_memory)
-    spec = image_input(model, path)
-    preprocessing, notes = preprocessing_of(spec, path, mean, std, resize)
-    images = list_images(data)
+    graph, provenance = graph_from_model(model), read_provenance(model)
+    spec = input_spec(graph, provenance)
+    preprocessing, notes = preprocessing_of(spec, path.name, mean, std, resize)
     session = Session(model, threads=threads)
-    hits = np.zeros(2, dtype=np.int64)  # top 1, top 5
+    empty = _outputs(session, np.zeros((spec.batch or 1, *spec.shape), spec.dtype), path)
+    output = output_spec(graph, provenance, empty.shape[1])
+    if output.threshold is not None and empty.dtype.kind != "f":
+        raise UnsupportedGraphError(
+            f"{path}: its output is {empty.dtype.name}, codes whose zero is not known: dequantize it in the file"
+        )
+    images = list_images(data, output.classes, labels or output.labels)
+    hits = np.zeros(3, dtype=np.int64)  # top 1, top 5, decisions
     done = 0
-    for batch, pixels in _batches(images, preprocessing, spec.shape[0]):
-        hits += _hits(_outputs(session, pixels, path)[: len(batch)], batch, path)
+    for batch, pixels in _batches(images, preprocessing, spec.batch):
+        found = _outputs(session, pixels, path)[: len(batch)]
+        hits += _hits(found, np.array([image.label for image in batch]), output)
         done += len(batch)
         if on_progress:
             on_progress(done, len(images))
-    top1, top5 = (100 * int(count) / done for count in hits)
-    return Accuracy(top1=top1, top5=top5, images=done, notes=notes)
-
-
-def preprocessing_of(
-    spec: ImageInput, path: Path, mean: Sequence[float] | None, std: Sequence[float] | None, resize: int | None
-) -> tuple[Preprocessing, tuple[str, ...]]:
-    """How images are prepared for the model, and what was assumed because nothing says it."""
-    if len(spec.shape) != 4:
-        raise UnsupportedGraphError(f"{path}: input {spec.name} has {len(spec.shape)} dimensions; images need 4")
-    channels, height, width = spec.image_size
-    if channels not in (1, 3) or height is None or width is None:
-        raise UnsupportedGraphError(
-            f"{path}: input {spec.name} is {spec.shape}, which is no batch of images of one size"
-        )
-    if spec.channels_last != (spec.dtype == "uint8"):
-        raise UnsupportedGraphError(f"{path}: input {spec.name} must be float (N, C, H, W) or uint8 (N, H, W, C)")
-    notes = []
-    if spec.dtype == "uint8" and (mean or std):
-        notes.append("mean and std are ignored: the model takes pixels and normalises them itself")
-    elif spec.dtype == "float32":
-        for name, given, default in (("mean", mean or spec.mean, 0), ("std", std or spec.std, 1)):
-            if given is None:
-                notes.append(f"{path.name} does not say its {name}: assuming {default} for pixels in [0, 1]")
-    return (
-        Preprocessing(
-            height=height,
-            width=width,
-            channels=channels,
-            resize=resize or spec.resize,
-            mean=_per_channel("mean", mean or spec.mean or (0.0,), channels),
-            std=_per_channel("std", std or spec.std or (1.0,), channels),
-            raw=spec.dtype == "uint8",
-        ),
-        tuple(notes),
+    several = output.threshold is not None and output.count > 1
+    return Accuracy(
+        top1=100 * int(hits[0]) / done,
+        top5=100 * int(hits[1]) / done,
+        images=done,
+        outputs=output.count,
+        decisions=None if output.threshold is None else 100 * int(hits[2]) / (done * output.count),
+        notes=(*notes, ONE_CLASS_A_FOLDER) if several else notes,
     )
-
-
-def _per_channel(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
-    values = tuple(values) * channels if len(values) == 1 else tuple(values)
-    if len(values) != channels:
-        raise CheckError(f"{name} has {len(values)} values where the model has {channels} channels")
-    if name == "std" and min(values) <= 0:
-        raise CheckError(f"std must be positive, not {min(values)}")
-    return values
 
 
 def _batches(
@@ -143,15 +128,14 @@ def _outputs(session: Session, pixels: npt.NDArray[Any], path: Path) -> npt.NDAr
     return first.reshape(first.shape[0], -1)
 
 
-def _hits(outputs: npt.NDArray[Any], batch: Sequence[LabelledImage], path: Path) -> npt.NDArray[np.int64]:
-    """How many images have their label first, and among the first five."""
-    labels = np.array([image.label for image in batch])
-    if labels.max() >= outputs.shape[1]:
-        image = batch[int(labels.argmax())]
-        raise CheckError(
-            f"{image.path}: class index {image.label} is beyond the {outputs.shape[1]} outputs of {path.name}: "
-            "the folders are not this model's classes"
-        )
+def _hits(outputs: npt.NDArray[Any], labels: npt.NDArray[Any], output: OutputSpec) -> npt.NDArray[np.int64]:
+    """How many images have their label first, and among the first five; and how many decisions are right."""
+    right = 0
+    if output.threshold is not None:
+        wanted = labels[:, None] == (1 if output.count == 1 else np.arange(output.count))  # (N, outputs)
+        right = int(((outputs > output.threshold) == wanted).sum())
+    if output.count == 1:
+        return np.array([right, len(labels), right])  # both classes are among the first five
     ranked = np.argsort(-outputs.astype(np.float64), axis=1, kind="stable")[:, :TOP]  # (N, 5)
     found = ranked == labels[:, None]
-    return np.array([found[:, 0].sum(), found.sum()])
+    return np.array([found[:, 0].sum(), found.sum(), right])

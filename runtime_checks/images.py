@@ -1,13 +1,7 @@
-"""Labelled images in folders, and what happens to an image before a network sees it.
-
-DIR has one folder a class, sorted by name: the class index is the position in that order. But when every folder's name
-starts with an integer that ends there or is followed by `_` (`7`, `0012_n01443537`), that integer is the class index,
-so that a part of the classes can be evaluated.
-"""
+"""Images in folders, and what happens to an image before a network sees it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from gdfq_export.runtime_checks.class_folders import class_indices
 from gdfq_export.runtime_checks.errors import CheckError
+from gdfq_export.runtime_checks.input_spec import Preprocessing
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-NUMBERED = re.compile(r"(\d+)(?:_|$)")
 
 
 @dataclass(frozen=True)
@@ -31,43 +26,47 @@ class LabelledImage:
     label: int
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """From an image file to a network's input."""
-
-    height: int
-    width: int
-    channels: int  # 1 (grey) or 3 (RGB)
-    resize: int | None  # shorter side before the centre crop; None: the smallest that covers the crop
-    mean: tuple[float, ...]  # of pixels in [0, 1], one a channel
-    std: tuple[float, ...]
-    raw: bool  # uint8 (H, W, C) as it is, normalised inside the network, instead of float (C, H, W)
-
-
-def list_images(folder: Path) -> list[LabelledImage]:
-    """All images below `folder`, in the order of class folder and file name."""
-    if not folder.is_dir():
-        raise CheckError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: not a folder")
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
+def list_images(folder: Path, classes: int, labels: Sequence[str] | None = None) -> list[LabelledImage]:
+    """All images of a model's classes, in the order of class folder and file name; `class_folders.py` has the rule."""
+    _require_folder(folder)
+    directories = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not directories:
         raise CheckError(f"{folder}: no class folders in it; it needs one folder of images for each class")
+    try:
+        indices = class_indices([entry.name for entry in directories], classes, labels)
+    except CheckError as error:
+        raise CheckError(f"{folder}: {error}") from error
     images = [
         LabelledImage(file, label)
-        for directory, label in zip(classes, class_indices([entry.name for entry in classes]), strict=True)
-        for file in sorted(directory.rglob("*"))
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+        for directory, label in zip(directories, indices, strict=True)
+        for file in _images_below(directory)
     ]
     if not images:
-        raise CheckError(f"{folder}: no images in its {len(classes)} folders; known are {', '.join(sorted(SUFFIXES))}")
+        known = ", ".join(sorted(SUFFIXES))
+        raise CheckError(f"{folder}: no images in its {len(directories)} folders; known are {known}")
     return images
 
 
-def class_indices(names: Sequence[str]) -> list[int]:
-    """The class index of each folder, by the rule above."""
-    numbers = [NUMBERED.match(name) for name in names]
-    if all(numbers):
-        return [int(match.group(1)) for match in numbers if match]
-    return list(range(len(names)))
+def list_unlabelled(folder: Path) -> list[Path]:
+    """All images below `folder`, whatever its folders stand for."""
+    _require_folder(folder)
+    images = _images_below(folder)
+    if not images:
+        raise CheckError(f"{folder}: no images in it; known are {', '.join(sorted(SUFFIXES))}")
+    return images
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CheckError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: not a folder")
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+    ]
 
 
 def network_input(path: Path, preprocessing: Preprocessing) -> npt.NDArray[Any]:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gdfq_export.runtime_checks.graph import Array, Graph
+from gdfq_export.runtime_checks.input_spec import InputSpec
 from gdfq_export.runtime_checks.layers import Layer
 from gdfq_export.runtime_checks.linear import Window, window_from_attributes
-from gdfq_export.runtime_checks.model_inputs import InputSpec
 from gdfq_export.runtime_checks.quantizer_of import quantizer_behind
 
 _PASSES = 4  # over the pixels of a patch, to reach its target accumulator

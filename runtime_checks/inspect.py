@@ -14,9 +14,9 @@ from gdfq_export.runtime_checks.code_ranges import CodeRange, code_ranges
 from gdfq_export.runtime_checks.coverage import Coverage, FloatOperator, Kernel, coverage_of
 from gdfq_export.runtime_checks.folding import fold_constants
 from gdfq_export.runtime_checks.graph import Graph, Node, graph_from_model
+from gdfq_export.runtime_checks.input_spec import InputSpec
 from gdfq_export.runtime_checks.layers import Layer
 from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY
-from gdfq_export.runtime_checks.model_inputs import InputSpec
 from gdfq_export.runtime_checks.opening import open_quantized
 from gdfq_export.runtime_checks.profile import profiled_kernels
 from gdfq_export.runtime_checks.quantizer_of import quantizer_behind, quantizer_node

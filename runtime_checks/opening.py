@@ -14,10 +14,10 @@ import onnx
 
 from gdfq_export.runtime_checks.golden import Golden, read_golden
 from gdfq_export.runtime_checks.graph import Graph, graph_from_model, with_unique_names
+from gdfq_export.runtime_checks.input_spec import InputSpec, input_spec
 from gdfq_export.runtime_checks.layers import Layer, layers_of
 from gdfq_export.runtime_checks.loading import load_model
 from gdfq_export.runtime_checks.metadata import read_provenance
-from gdfq_export.runtime_checks.model_inputs import InputSpec, input_spec
 from gdfq_export.runtime_checks.quantized_files import require_quantized
 from gdfq_export.runtime_checks.reference import reference_graph
 from gdfq_export.runtime_checks.soundness import require_runs, require_sound_quantizers

@@ -14,8 +14,9 @@ import onnx
 
 from gdfq_export.runtime_checks.coverage import FloatOperator, coverage_of, name_in_file
 from gdfq_export.runtime_checks.errors import UnsupportedGraphError
+from gdfq_export.runtime_checks.golden import read_provenance
 from gdfq_export.runtime_checks.graph import Array, graph_from_model, with_unique_names
-from gdfq_export.runtime_checks.image_input import image_input, random_batch
+from gdfq_export.runtime_checks.input_spec import input_spec, random_batch
 from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY, load_model
 from gdfq_export.runtime_checks.quantized_files import require_quantized
 from gdfq_export.runtime_checks.sessions import profile_events
@@ -59,7 +60,8 @@ def profile_model(
 ) -> Profile:
     """Profiles the file at `path` at batch 1 on random input."""
     model = with_unique_names(load_model(path, max_memory))
-    feed = random_batch(image_input(model, Path(path)), 1, np.random.default_rng(seed))
+    spec = input_spec(graph_from_model(model), read_provenance(model))
+    feed = random_batch(spec, 1, np.random.default_rng(seed))
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in _kernel_events(model, feed, threads=threads, runs=_WARM_UP + _RUNS):
         times[_KERNEL_TIME.sub("", event["name"]), event["args"]["op_name"]].append(float(event["dur"]))

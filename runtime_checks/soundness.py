@@ -16,7 +16,7 @@ import onnx
 
 from gdfq_export.runtime_checks.errors import CheckError, UnsupportedGraphError
 from gdfq_export.runtime_checks.graph import Array, Graph, Node
-from gdfq_export.runtime_checks.model_inputs import InputSpec
+from gdfq_export.runtime_checks.input_spec import InputSpec
 from gdfq_export.runtime_checks.sessions import Session
 from gdfq_export.runtime_checks.tensor_types import FLOAT_TYPES, element_types
 

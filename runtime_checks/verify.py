@@ -25,11 +25,11 @@ from gdfq_export.runtime_checks.errors import CheckError
 from gdfq_export.runtime_checks.golden import Golden
 from gdfq_export.runtime_checks.graph import Array, overridable_constants
 from gdfq_export.runtime_checks.hashes import changed_groups, unhashed_metadata
+from gdfq_export.runtime_checks.input_spec import InputSpec
 from gdfq_export.runtime_checks.inputs import verification_inputs
 from gdfq_export.runtime_checks.instrument import instrument
 from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY
 from gdfq_export.runtime_checks.metadata import GOLDEN_KEY, missing_facts, read_simulation, says_it_is_ours
-from gdfq_export.runtime_checks.model_inputs import InputSpec
 from gdfq_export.runtime_checks.opening import open_quantized
 from gdfq_export.runtime_checks.proofs import Proof, holds, prove
 from gdfq_export.runtime_checks.range_use import RangeUse, range_use

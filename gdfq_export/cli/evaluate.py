@@ -18,11 +18,15 @@ def evaluate(
     data: Annotated[
         Path,
         typer.Option(
-            help="A folder with one folder of images for each class, sorted by name; when all names start with a "
-            "number (0012_n01443537), that is the class index.",
+            help="A folder with one folder of images for each class: by the names of --labels, by a number that all "
+            "names start with (0012_n01443537), or in the order of their names where no class is missing.",
             show_default=False,
         ),
     ],
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Names of the classes, a line each, in the order of the outputs; default: the file's own."),
+    ] = None,
     mean: Annotated[
         str | None,
         typer.Option(help="Mean of pixels in [0, 1], one value or one a channel; default: what the file says."),
@@ -43,7 +47,10 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress
 
+    from gdfq_export.runtime_checks.class_folders import read_labels
     from gdfq_export.runtime_checks.evaluate import evaluate as measure
+
+    names = None if labels is None else read_labels(labels)
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -57,13 +64,17 @@ def evaluate(
             threads,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
             max_memory=limit,
+            labels=names,
         )
     for note in accuracy.notes:
         typer.echo(f"warning: {note}", err=True)
     if as_json:
         print(json.dumps({"model": str(model), "data": str(data), **dataclasses.asdict(accuracy)}))
+    elif accuracy.outputs == 1:
+        print(f"right {accuracy.top1:.2f} % of {accuracy.images} images (one output: class 0 or 1)")
     else:
-        print(f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} % of {accuracy.images} images")
+        decided = "" if accuracy.decisions is None else f"; {accuracy.decisions:.2f} % of the decisions are right"
+        print(f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} % of {accuracy.images} images{decided}")
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:

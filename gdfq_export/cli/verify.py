@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from gdfq_export.runtime_checks.verify import VerifyResult
 
 
-
-
 def verify(
     model: Annotated[Path, typer.Argument(help="The quantized ONNX file.")],
     samples: Annotated[int, typer.Option(help="Images to compare on.")] = 16,

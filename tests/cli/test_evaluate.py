@@ -79,12 +79,17 @@ def test_a_wrong_request_is_one_sentence_with_its_code(
     assert json.loads(done.stdout)["exit_code"] == code
 
 
-def test_a_class_beyond_the_outputs_ends_in_code_four(network: Path, data: Path) -> None:
+def test_a_folder_too_many_ends_in_code_four_and_labels_help(network: Path, data: Path, tmp_path: Path) -> None:
+    (data / "c_blue").rename(data / "b_blue")
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a_red\nb_green\nb_blue\n")
+    done = run(network, "--data", data, "--labels", labels, "--json")
+    assert json.loads(done.stdout)["top1"] == pytest.approx(200 / 3)
     (data / "d_white").mkdir()
-    Image.new("RGB", (4, 4)).save(data / "d_white" / "x.png")
-    done = run(network, "--data", data)
-    assert done.returncode == 4
-    assert "class index 3 is beyond the 3 outputs" in done.stderr
+    for words in ([], ["--labels", labels]):
+        done = run(network, "--data", data, *words)
+        assert done.returncode == 4
+        assert "--labels FILE" in done.stderr
 
 
 def test_numbers_are_separated_by_commas() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,16 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from gdfq_export.runtime_checks.errors import CheckError, UnsupportedGraphError
-from gdfq_export.runtime_checks.evaluate import evaluate, preprocessing_of
-from gdfq_export.runtime_checks.image_input import ImageInput
+from gdfq_export.runtime_checks.errors import CheckError
+from gdfq_export.runtime_checks.evaluate import evaluate
 
-COLOURS = {"0_red": (200, 10, 20), "1_green": (10, 200, 20), "2_blue": (20, 10, 200)}
+COLOURS = RED, GREEN, BLUE = (200, 10, 20), (10, 200, 20), (20, 10, 200)
 INPUT = {"format": "float-nchw", "shape": [3, 4, 4], "mean": [0.5] * 3, "std": [0.5] * 3, "resize": None}
 
 
-def colour_network(path: Path, batch: int | str = "n", metadata: dict[str, object] | None = INPUT) -> Path:
+def colour_network(
+    path: Path, batch: int | str = "n", metadata: dict[str, object] | None = INPUT, output: object = None
+) -> Path:
     nodes = [
         helper.make_node("GlobalAveragePool", ["image"], ["means"]),
         helper.make_node("Flatten", ["means"], ["out"]),
@@ -29,7 +31,7 @@ def colour_network(path: Path, batch: int | str = "n", metadata: dict[str, objec
     graph = helper.make_graph(nodes, "g", [value], [out])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     if metadata is not None:
-        helper.set_model_props(model, {"gdfq_export": json.dumps({"input": metadata})})
+        helper.set_model_props(model, {"gdfq_export": json.dumps({"input": metadata, "output": output})})
     onnx.save(model, path)
     return path
 
@@ -48,12 +50,14 @@ def pixel_network(path: Path) -> Path:
     return path
 
 
-def colour_images(folder: Path, wrong: int = 0, each: int = 4) -> Path:
+def colour_images(
+    folder: Path, wrong: int = 0, each: int = 4, names: tuple[str, str, str] = ("0_red", "1_green", "2_blue")
+) -> Path:
     """`each` images a class; `wrong` of the red ones are blue."""
-    for name, colour in COLOURS.items():
+    for name, colour in zip(names, COLOURS, strict=True):
         (folder / name).mkdir(parents=True)
         for number in range(each):
-            shown = COLOURS["2_blue"] if name == "0_red" and number < wrong else colour
+            shown = BLUE if colour == RED and number < wrong else colour
             Image.new("RGB", (4, 4), shown).save(folder / name / f"{number}.png")
     return folder
 
@@ -86,9 +90,9 @@ def test_a_network_that_takes_pixels_gets_pixels(tmp_path: Path) -> None:
 
 
 def test_equal_outputs_rank_by_class_index(tmp_path: Path) -> None:
-    for name in COLOURS:
-        (tmp_path / "data" / name).mkdir(parents=True)
-        Image.new("RGB", (4, 4), (7, 7, 7)).save(tmp_path / "data" / name / "grey.png")
+    for label in range(3):
+        (tmp_path / "data" / f"{label}").mkdir(parents=True)
+        Image.new("RGB", (4, 4), (7, 7, 7)).save(tmp_path / "data" / f"{label}" / "grey.png")
     accuracy = evaluate(colour_network(tmp_path / "net.onnx"), tmp_path / "data")
     assert accuracy.top1 == pytest.approx(100 / 3)
 
@@ -120,46 +124,87 @@ def test_a_file_that_says_nothing_gets_an_assumption_and_a_note(tmp_path: Path) 
     )
 
 
-def test_options_override_the_file_and_one_value_stands_for_all_channels() -> None:
-    spec = ImageInput("x", "float32", (None, 3, 4, 4), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), 8)
-    made, notes = preprocessing_of(spec, Path("n.onnx"), (0.5,), None, 6)
-    assert (made.mean, made.std, made.resize, notes) == ((0.5,) * 3, (1.0,) * 3, 6, ())
-
-
-def test_mean_is_ignored_with_a_note_where_the_network_takes_pixels() -> None:
-    spec = ImageInput("x", "uint8", (None, 4, 4, 3), None, None, None)
-    _, notes = preprocessing_of(spec, Path("n.onnx"), (0.5,), None, None)
-    assert "ignored" in notes[0]
-
-
-@pytest.mark.parametrize(
-    ("dtype", "shape", "message"),
-    [
-        ("float32", (None, 10), "has 2 dimensions; images need 4"),
-        ("float32", (None, 3, None, None), "no batch of images of one size"),
-        ("float32", (None, 5, 4, 4), "no batch of images of one size"),
-        ("float32", (None, 4, 4, 3), r"must be float \(N, C, H, W\) or uint8 \(N, H, W, C\)"),
-    ],
-)
-def test_a_network_that_takes_no_images_is_not_supported(
-    dtype: str, shape: tuple[int | None, ...], message: str
-) -> None:
-    with pytest.raises(UnsupportedGraphError, match=message):
-        preprocessing_of(ImageInput("x", dtype, shape, None, None, None), Path("n.onnx"), None, None, None)
-
-
-def test_a_mean_of_the_wrong_length_is_one_sentence() -> None:
-    spec = ImageInput("x", "float32", (None, 3, 4, 4), None, None, None)
-    with pytest.raises(CheckError, match="mean has 2 values where the model has 3 channels"):
-        preprocessing_of(spec, Path("n.onnx"), (0.5, 0.5), None, None)
-
-
-def test_a_class_beyond_the_outputs_names_the_image(tmp_path: Path) -> None:
+def test_a_folder_beyond_the_outputs_is_refused(tmp_path: Path) -> None:
     data = colour_images(tmp_path / "data")
     (data / "7_white").mkdir()
     Image.new("RGB", (4, 4)).save(data / "7_white" / "x.png")
-    with pytest.raises(CheckError, match=r"7_white/x\.png: class index 7 is beyond the 3 outputs of net\.onnx"):
+    with pytest.raises(CheckError, match=r"data: the folder '7_white' is class 7, but this model has .* 0 to 2"):
         evaluate(colour_network(tmp_path / "net.onnx"), data)
+
+
+@pytest.mark.parametrize("missing", ["a_red", "c_blue"])
+def test_a_missing_class_folder_does_not_shift_the_others(missing: str, tmp_path: Path) -> None:
+    data = colour_images(tmp_path / "data", names=("a_red", "b_green", "c_blue"))
+    shutil.rmtree(data / missing)
+    with pytest.raises(CheckError, match="data: 2 folders for 3 classes, and their names do not say which they are"):
+        evaluate(colour_network(tmp_path / "net.onnx"), data)
+    accuracy = evaluate(colour_network(tmp_path / "net.onnx"), data, labels=("a_red", "b_green", "c_blue"))
+    assert (accuracy.top1, accuracy.images) == (100.0, 8)
+
+
+def test_labels_of_the_file_tell_the_folders_and_others_override_them(tmp_path: Path) -> None:
+    data = colour_images(tmp_path / "data", names=("rot", "gruen", "blau"))  # sorted: blau, gruen, rot
+    path = colour_network(tmp_path / "net.onnx", output={"meaning": "logits", "labels": ["rot", "gruen", "blau"]})
+    assert evaluate(path, data).top1 == 100.0
+    assert evaluate(path, data, labels=("rot", "blau", "gruen")).top1 == pytest.approx(100 / 3)
+    with pytest.raises(CheckError, match="2 labels for 3 classes"):
+        evaluate(path, data, labels=("rot", "blau"))
+
+
+@pytest.mark.parametrize("output", [3, {"labels": "rot"}, {"labels": [1, 2, 3]}])
+def test_damaged_labels_of_the_file_are_one_sentence(output: object, tmp_path: Path) -> None:
+    path = colour_network(tmp_path / "net.onnx", output=output)
+    with pytest.raises(CheckError, match=r"metadata 'gdfq_export' is damaged: .*output"):
+        evaluate(path, colour_images(tmp_path / "data"))
+
+
+def one_output(path: Path, *, sigmoid: bool) -> Path:
+    """How much more red than blue there is, as a logit or as a probability."""
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [3, 1], [4.0, 0.0, -4.0])
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["image"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["out"]),
+    ]
+    value = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 4, 4])
+    out = helper.make_tensor_value_info("out" if sigmoid else "logit", TensorProto.FLOAT, ["n", 1])
+    graph = helper.make_graph(nodes if sigmoid else nodes[:-1], "g", [value], [out], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    helper.set_model_props(model, {"gdfq_export": json.dumps({"input": INPUT})})
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_one_output_decides_between_the_first_and_the_second_class(sigmoid: bool, tmp_path: Path) -> None:
+    data, path = tmp_path / "data", one_output(tmp_path / "net.onnx", sigmoid=sigmoid)
+    for name, colours in (("0_blue", ("blue", "blue", "red")), ("1_red", ("red", "red", "red"))):
+        (data / name).mkdir(parents=True)
+        for number, colour in enumerate(colours):
+            Image.new("RGB", (4, 4), colour).save(data / name / f"{number}.png")
+    accuracy = evaluate(path, data)
+    assert (accuracy.top1, accuracy.top5, accuracy.images) == (pytest.approx(500 / 6), 100.0, 6)
+    assert accuracy.decisions == accuracy.top1
+    assert accuracy.notes == ()
+    shutil.rmtree(data / "0_blue")
+    assert evaluate(path, data).top1 == 100.0  # a number tells the class of what is left
+    (data / "1_red").rename(data / "red")
+    with pytest.raises(CheckError, match="1 folders for 2 classes"):
+        evaluate(path, data)
+    assert evaluate(path, data, labels=("red", "blue")).top1 == 0.0
+
+
+def test_several_sigmoids_are_ranked_and_counted_as_decisions(tmp_path: Path) -> None:
+    source = onnx.load(colour_network(tmp_path / "net.onnx"))
+    source.graph.node.append(helper.make_node("Sigmoid", ["out"], ["decided"]))
+    source.graph.output[0].name = "decided"
+    onnx.save(source, tmp_path / "net.onnx")
+    data = colour_images(tmp_path / "data", wrong=3)
+    accuracy = evaluate(tmp_path / "net.onnx", data)
+    assert (accuracy.top1, accuracy.top5) == (75.0, 100.0)
+    assert accuracy.decisions == pytest.approx(100 * (36 - 2 * 3) / 36)  # blue for red: two of three are wrong
+    assert "each output is a decision of its own" in accuracy.notes[0]
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from gdfq_export.runtime_checks.errors import CheckError
-from gdfq_export.runtime_checks.images import Preprocessing, class_indices, list_images, network_input
+from gdfq_export.runtime_checks.images import list_images, list_unlabelled, network_input
+from gdfq_export.runtime_checks.input_spec import Preprocessing
 
 PLAIN = Preprocessing(height=4, width=6, channels=3, resize=None, mean=(0.0,) * 3, std=(1.0,) * 3, raw=False)
 
@@ -25,46 +26,49 @@ def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize(
-    ("names", "indices"),
-    [
-        (["ant", "bee", "cat"], [0, 1, 2]),
-        (["0002_n01484850", "0010_n0153"], [2, 10]),
-        (["1", "10", "2"], [1, 10, 2]),
-        (["1_a", "2nd", "3_c"], [0, 1, 2]),
-        (["n01440764", "n01443537"], [0, 1]),
-    ],
-)
-def test_the_class_index_is_the_leading_number_when_all_have_one_and_else_the_position(
-    names: list[str], indices: list[int]
-) -> None:
-    assert class_indices(names) == indices
-
-
 def test_images_are_listed_by_class_and_name_and_other_files_left_out(tmp_path: Path) -> None:
     for name in ("b/2.png", "b/1.JPEG", "a/x/deep.png", "a/.hidden.png"):
         save(tmp_path / name, noise(2, 2))
     (tmp_path / "a" / "notes.txt").write_text("no image")
     (tmp_path / ".cache").mkdir()
     (tmp_path / "labels.json").write_text("{}")
-    listed = [(image.path.relative_to(tmp_path).as_posix(), image.label) for image in list_images(tmp_path)]
+    listed = [(image.path.relative_to(tmp_path).as_posix(), image.label) for image in list_images(tmp_path, 2)]
     assert listed == [("a/x/deep.png", 0), ("b/1.JPEG", 1), ("b/2.png", 1)]
+    named = [image.label for image in list_images(tmp_path, 3, ("b", "c", "a"))]
+    assert named == [2, 0, 0]
 
 
 def test_an_empty_class_folder_still_counts_as_a_class(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     save(tmp_path / "b" / "1.png", noise(2, 2))
-    assert [image.label for image in list_images(tmp_path)] == [1]
+    assert [image.label for image in list_images(tmp_path, 2)] == [1]
+
+
+def test_folders_that_do_not_tell_their_class_are_named(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "1.png", noise(2, 2))
+    with pytest.raises(CheckError, match=rf"{tmp_path.name}: 1 folders for 2 classes"):
+        list_images(tmp_path, 2)
 
 
 def test_folders_without_images_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(CheckError, match="no such folder"):
-        list_images(tmp_path / "none")
+    for listed in (lambda folder: list_images(folder, 1), list_unlabelled):
+        with pytest.raises(CheckError, match="no such folder"):
+            listed(tmp_path / "none")
     with pytest.raises(CheckError, match="no class folders in it"):
-        list_images(tmp_path)
+        list_images(tmp_path, 1)
     (tmp_path / "a").mkdir()
     with pytest.raises(CheckError, match="no images in its 1 folders"):
-        list_images(tmp_path)
+        list_images(tmp_path, 1)
+    with pytest.raises(CheckError, match="no images in it"):
+        list_unlabelled(tmp_path)
+
+
+def test_without_labels_images_may_lie_anywhere(tmp_path: Path) -> None:
+    for name in ("1.png", "b/2.png", "b/c/3.png", "b/.hidden.png"):
+        save(tmp_path / name, noise(2, 2))
+    (tmp_path / "notes.txt").write_text("no image")
+    listed = [path.relative_to(tmp_path).as_posix() for path in list_unlabelled(tmp_path)]
+    assert listed == ["1.png", "b/2.png", "b/c/3.png"]
 
 
 def test_an_image_of_the_right_size_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ import onnx
 from onnx import TensorProto
 from qdq_builder import Builder, small_network
 
+from gdfq_export.runtime_checks.input_spec import input_spec
 from gdfq_export.runtime_checks.inputs import extreme_image, tie_image, verification_inputs
 from gdfq_export.runtime_checks.layers import layers_of
 from gdfq_export.runtime_checks.linear import convolve, window_from_attributes
-from gdfq_export.runtime_checks.model_inputs import input_spec
 from gdfq_export.runtime_checks.reference import reference_graph, run_reference
 
 

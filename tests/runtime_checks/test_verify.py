@@ -168,3 +168,14 @@ def test_differences_count_codes_and_units_in_the_last_place() -> None:
     assert compare(one, one.copy()) == Difference(3)
     assert compare(one[:2], np.nextafter(one[:2], np.float32(2))) == Difference(2, 2, 1)
     assert compare(np.zeros(3, np.float32), np.zeros(4, np.float32)).mismatches == 4
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 3), (3, 3, 3), (3, 12, 1)])
+def test_images_as_narrow_as_they_have_channels_are_verified(shape: tuple[int, int, int], tmp_path: Path) -> None:
+    net = Builder()
+    x = net.conv(net.quantize("input", "input_quantizer", 0.02, 128), "stem", (3, 8))
+    x = net.unary("Flatten", net.unary("GlobalAveragePool", x, "average", scale=float(x.scale) * 0.7137), "flatten")
+    onnx.save(seal(net.model(net.gemm(x, "classifier", (8, 10)), shape), shape), tmp_path / "narrow.onnx")
+    result = verify_model(tmp_path / "narrow.onnx", samples=8)
+    assert result.passed
+    assert result.inputs.shape == (8, *shape)
