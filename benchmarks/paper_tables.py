@@ -104,17 +104,19 @@ class Sheets:
     def __init__(self, root: Path, prefix: str, loaded: LoadedModel) -> None:
         self.name = f"{root}/{prefix}"
         self.images, self.labels = sheets(root, prefix, loaded)
-        self.num_classes = 1 + int(self.labels.max())
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def for_classes(self, classes: int) -> Sheets:
+        return self
 
     def read(self, indices: Any) -> tuple[Tensor, Tensor]:
         return self.images[list(indices)], self.labels[list(indices)]
 
 
 def source(path: Path, prefix: str | None, loaded: LoadedModel) -> Sheets | ImageFolder:
-    return Sheets(path, prefix, loaded) if prefix else ImageFolder(path, loaded)
+    return Sheets(path, prefix, loaded) if prefix else ImageFolder(path, loaded).for_classes(loaded.num_classes or 0)
 
 
 @torch.no_grad()

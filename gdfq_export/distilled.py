@@ -21,12 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.errors import DivergedError
 from gdfq_export.generator import ImageSpec
-from gdfq_export.losses import run_with_statistics, statistics_loss
+from gdfq_export.losses import cross_entropy, run_with_statistics, statistics_loss
 from gdfq_export.progress import Progress
 from gdfq_export.settings import Distillation
 from gdfq_export.steps import half_cosine, randomness_of
@@ -112,7 +111,7 @@ def distil_batch(
 ) -> Images:
     """One batch of pixels, optimised together."""
     device = teacher.device
-    labels = torch.randint(0, teacher.graph.num_outputs, (size,), generator=randomness).to(device)
+    labels = torch.randint(0, teacher.labels, (size,), generator=randomness).to(device)
     waves = Waves(spec, schedule, device)
     z = torch.randn(size, *waves.shape, generator=randomness).to(device).requires_grad_(True)
     optimizer = torch.optim.Adam([z], lr=schedule.lr, betas=(0.9, 0.99))
@@ -121,8 +120,8 @@ def distil_batch(
         moved = jitter(waves.image(z), schedule.shift, randomness).contiguous(memory_format=torch.channels_last)
         with autocast(device):
             logits, found = run_with_statistics(teacher.program, moved, teacher.names)
-        loss = statistics_loss(found, teacher.statistics, "code") + schedule.label_weight * F.cross_entropy(
-            logits.float(), labels
+        loss = statistics_loss(found, teacher.statistics, "code") + schedule.label_weight * cross_entropy(
+            logits.float(), labels, teacher.meaning
         )
         if not math.isfinite(float(loss.detach())):
             raise DivergedError(

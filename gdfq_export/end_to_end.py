@@ -31,11 +31,11 @@ from gdfq_export.distilled import jitter
 from gdfq_export.fakequant import FakeQuantProgram, fake_quantize
 from gdfq_export.graph import Graph, Node
 from gdfq_export.lower import Quantized
+from gdfq_export.meaning import meaning_of
 from gdfq_export.plan import holds_pixels
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress
 from gdfq_export.quantizers import Affine, over_channels
-from gdfq_export.score import centred
 from gdfq_export.settings import Tuning, is_large
 from gdfq_export.steps import half_cosine, randomness_of
 from gdfq_export.stopwatch import Stopwatch
@@ -189,7 +189,8 @@ def loss_of(
     with torch.no_grad():
         exact = teacher(x, _keeping(wanted, points))
     logits = program(x, _keeping(found, points))
-    loss = relative_distance(centred(logits), centred(exact))
+    meaning = meaning_of(teacher.graph)
+    loss = relative_distance(meaning.centred(logits), meaning.centred(exact))
     distances = [relative_distance(found[name], wanted[name]) for name in points]
     return torch.add(loss, torch.stack(distances).mean(), alpha=guidance) if distances else loss
 

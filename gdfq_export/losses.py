@@ -12,13 +12,21 @@ from torch.nn import functional as F
 
 from gdfq_export.distributed import size, sum_over_all
 from gdfq_export.graph import Graph
+from gdfq_export.meaning import ONE_CLASS, Meaning
 from gdfq_export.names import Reading
 from gdfq_export.program import FloatProgram
 
 
-def generator_cross_entropy(teacher_logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, meaning: Meaning = ONE_CLASS) -> Tensor:
+    """CE(p, y): over the classes, or over the no and the yes of the decision that the label asks for."""
+    if not meaning.decides:
+        return F.cross_entropy(logits, labels)
+    return F.nll_loss(meaning.log_probabilities(logits), labels)
+
+
+def generator_cross_entropy(teacher_logits: Tensor, labels: Tensor, meaning: Meaning = ONE_CLASS) -> Tensor:
     """CE(M(G(z|y)), y): the teacher recognises the label (GDFQ, eq. 4)."""
-    return F.cross_entropy(teacher_logits, labels)
+    return cross_entropy(teacher_logits, labels, meaning)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,22 +117,26 @@ def generator_loss(cross_entropy: Tensor | None, statistics: Tensor | None, beta
     return _sum(cross_entropy, None if statistics is None else beta * statistics)
 
 
-def student_cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
+def student_cross_entropy(student_logits: Tensor, labels: Tensor, meaning: Meaning = ONE_CLASS) -> Tensor:
     """CE(Q(x), y) on generated images (GDFQ, eq. 7)."""
-    return F.cross_entropy(student_logits, labels)
+    return cross_entropy(student_logits, labels, meaning)
 
 
 def distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, reading: Reading = "paper"
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 1.0,
+    reading: Reading = "paper",
+    meaning: Meaning = ONE_CLASS,
 ) -> Tensor:
-    """KL(Q(x), M(x)) at a temperature (GDFQ, eq. 8).
+    """KL(Q(x), M(x)) at a temperature (GDFQ, eq. 8); where each output is a decision, the sum over all of them.
 
-    paper: T^2 * mean over the batch of KL;  code: the same divided by the number of classes
+    paper: T^2 * mean over the batch of KL;  code: the same divided by the number of classes, or of a no and a yes each
     """
-    student = F.log_softmax(student_logits / temperature, 1)
-    teacher = F.log_softmax(teacher_logits / temperature, 1)
+    student = meaning.log_probabilities(student_logits, temperature)
+    teacher = meaning.log_probabilities(teacher_logits, temperature)
     divergence = F.kl_div(student, teacher, log_target=True, reduction="batchmean") * temperature**2
-    return divergence / student_logits.shape[1] if reading == "code" else divergence
+    return divergence / student.shape[1] if reading == "code" else divergence
 
 
 def student_loss(cross_entropy: Tensor | None, distillation: Tensor | None, gamma: float) -> Tensor:

@@ -34,6 +34,7 @@ from gdfq_export.graph import Graph, Node, digest_of, unshared
 from gdfq_export.image_store import ImageStore
 from gdfq_export.integer import IntegerModel
 from gdfq_export.lower import lower, with_pixel_input
+from gdfq_export.meaning import Meaning, meaning_of
 from gdfq_export.methods import METHODS, Outcome, Task
 from gdfq_export.models.sources import LoadedModel
 from gdfq_export.names import InputFormat
@@ -72,6 +73,7 @@ class Prepared:
     image: ImageSpec
     endings: tuple[Node, ...]  # a softmax behind the logits: neither trained nor quantized
     in_float: tuple[Node, ...]  # what the user lets stay float between quantized tensors
+    meaning: Meaning  # of what the file returns
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,7 @@ class Exported:
     outcome: Outcome
     integer: IntegerModel
     program: IntegerProgram
-    agreement: float  # top-1 agreement with the float network on held-back images, in percent
+    agreement: float  # of answers with those of the float network on held-back images, in percent
     error: float  # of the logits there, see `score.py`
     simulation: SimulationGap  # what training saw, against what is exported
 
@@ -105,6 +107,7 @@ def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
             f"--num-classes {loaded.num_classes} does not fit the network, whose last layer has "
             f"{captured.num_outputs} outputs: leave it out"
         )
+    meaning = meaning_of(with_endings(captured, endings))
     folded = unshared(fold_batch_norm(captured))
     if "space_to_depth" not in settings.without and settings.input_format == "float-nchw":  # see `emit.py`
         folded = space_to_depth(folded)
@@ -112,7 +115,7 @@ def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
         folded = pad_input(folded, large_windows=settings.target == "x86-vnni")
     image = image_spec(loaded.input_size, loaded.mean, loaded.std)
     plan = make_plan(folded, settings.bits, (min(image.low), max(image.high)))
-    return Prepared(loaded, captured, folded, plan, image, endings, in_float)
+    return Prepared(loaded, captured, folded, plan, image, endings, in_float, meaning)
 
 
 def quantize_model(
@@ -148,14 +151,16 @@ def lower_outcome(prepared: Prepared, settings: Settings, outcome: Outcome, prog
 def against_teacher(
     program: IntegerProgram, teacher: FloatProgram, images: Tensor, progress: Progress
 ) -> tuple[float, float]:
-    """Share of images that the integer and the float network give the same class, in percent, and the logits' error."""
-    same, error, batches = 0, LogitError(), torch.split(images, 32)
+    """Share of answers that the integer and the float network have in common, in percent, and the logits' error."""
+    meaning = meaning_of(teacher.graph)
+    same, asked, error, batches = 0, 0, LogitError(meaning), torch.split(images, 32)
     for index, batch in enumerate(batches):
         found, wanted = program(batch), teacher(batch)
-        same += int((found.argmax(1) == wanted.argmax(1)).sum())
+        counts = meaning.same_answers(found, wanted)
+        same, asked = same + counts[0], asked + counts[1]
         error.add(found, wanted)
         progress("comparing with the float network", index + 1, len(batches))
-    return 100 * same / len(images), error.value
+    return 100 * same / asked, error.value
 
 
 def write_files(

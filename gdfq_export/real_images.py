@@ -12,28 +12,27 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gdfq_export.errors import InputFileError, UsageError
+from gdfq_export.errors import InputFileError
 
 FEWEST = 4
 HELD_BACK_SHARE = 4  # at most one image of so many is kept from training
 
 
 class ImageSource(Protocol):
-    """Labelled images that are read when they are needed."""
+    """Images that are read when they are needed."""
 
     @property
     def name(self) -> str:
         """Where they come from, for messages and for the record."""
 
-    @property
-    def num_classes(self) -> int:
-        """One more than the largest label."""
-
     def __len__(self) -> int:
         """How many there are."""
 
+    def for_classes(self, classes: int) -> ImageSource:
+        """The same images with the classes of a network that has so many; an error where they are not its classes."""
+
     def read(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Normalised images (N, C, H, W) and their labels (N,)."""
+        """Normalised images (N, C, H, W) and their classes (N,), which nobody may use before `for_classes`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +63,3 @@ def split(source: ImageSource, held_back: int, seed: int) -> Split:
 def read_batches(source: ImageSource, indices: Sequence[int], batch: int) -> list[Tensor]:
     """The images alone, in batches."""
     return [source.read(indices[first : first + batch])[0] for first in range(0, len(indices), batch)]
-
-
-def refuse_other_classes(source: ImageSource, num_outputs: int) -> None:
-    """Labels must fit the last layer, because training uses them."""
-    if source.num_classes > num_outputs:
-        raise UsageError(
-            f"{source.name} has labels up to {source.num_classes - 1}, but the network's last layer has "
-            f"{num_outputs} outputs: give one folder for each of its classes"
-        )

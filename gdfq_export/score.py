@@ -5,6 +5,8 @@
 It is the share of the float logits that no scaling of the quantized ones explains. Neither a constant nor a factor
 changes the class, so neither counts. Probabilities would be a worse measure: synthetic images are recognised with such
 certainty that their probabilities hardly move while those of photographs already do.
+
+Where each output is a decision (`meaning.py`), a constant does change it: there outputs are centred at the threshold.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.lower import Quantized
+from gdfq_export.meaning import Meaning
 from gdfq_export.synthesis import Teacher
 
 BATCH = 32
@@ -26,12 +29,13 @@ SPREAD, SLACK = 2.0, 0.3  # bounds of the forecast: a factor either way, and poi
 class LogitError:
     """1 - r^2 over batches, from 0 to 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, meaning: Meaning) -> None:
+        self.meaning = meaning
         self.product = self.of_student = self.of_teacher = 0.0
 
     def add(self, student: Tensor, teacher: Tensor) -> None:
         """One batch of logits (N, C)."""
-        q, f = centred(student.double()), centred(teacher.double())
+        q, f = self.meaning.centred(student.double()), self.meaning.centred(teacher.double())
         self.product += float((q * f).sum())
         self.of_student += float(q.square().sum())
         self.of_teacher += float(f.square().sum())
@@ -46,7 +50,7 @@ class LogitError:
 @torch.no_grad()
 def logit_error(student: FakeQuantProgram, teacher: Teacher, images: Tensor) -> float:
     """1 - r^2 of a student that may be in training."""
-    student, error = student.to(teacher.device), LogitError()
+    student, error = student.to(teacher.device), LogitError(teacher.meaning)
     for batch in torch.split(images, BATCH):
         batch = batch.to(teacher.device)
         error.add(student(batch), teacher.program(batch))
@@ -71,11 +75,6 @@ def forecast(error: float, classes: int) -> Forecast:
     """
     drop = min(POINTS * error * (max(classes, 2) / 10) ** CROWDING, 100.0)
     return Forecast(drop, drop / SPREAD - SLACK, min(drop * SPREAD + SLACK, 100.0))
-
-
-def centred(logits: Tensor) -> Tensor:
-    """Without what all classes of an image have in common, which decides nothing."""
-    return logits - logits.mean(-1, keepdim=True)
 
 
 def error_of(quantized: Quantized, teacher: Teacher, images: Tensor) -> float:

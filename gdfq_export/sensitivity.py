@@ -15,6 +15,7 @@ from torch import Tensor
 from gdfq_export.allocation import Choice
 from gdfq_export.graph import Graph, Node
 from gdfq_export.losses import distillation_loss
+from gdfq_export.meaning import meaning_of
 from gdfq_export.plan import Plan
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress
@@ -49,6 +50,7 @@ class Sensitivity:
         with torch.no_grad():
             self.logits = [self.program(batch).double() for batch in self.batches]
         self.count = len(images)
+        self.meaning = meaning_of(graph)
 
     @torch.no_grad()
     def __call__(self, layer: str, bits: int) -> float:
@@ -58,7 +60,7 @@ class Sensitivity:
         scale = weight_scales(kept, qmax)
         weight.copy_(quantize_weight(kept, scale, qmax) * over_channels(scale, kept))
         total = sum(
-            float(distillation_loss(self.program(batch).double(), logits)) * len(batch)
+            float(distillation_loss(self.program(batch).double(), logits, meaning=self.meaning)) * len(batch)
             for batch, logits in zip(self.batches, self.logits, strict=True)
         )
         weight.copy_(kept)

@@ -26,6 +26,7 @@ from gdfq_export.distributed import agreed
 from gdfq_export.fakequant import fake_quantize
 from gdfq_export.graph import INPUT, Graph, Node, map_parameters
 from gdfq_export.lower import Quantized
+from gdfq_export.meaning import meaning_of
 from gdfq_export.ops import KERNELS
 from gdfq_export.passes.equalize import Pair
 from gdfq_export.plan import holds_pixels
@@ -99,7 +100,7 @@ class SeparateErrors:
                 scale = torch.tensor(affine.scale * spec.factor)
                 value = _with_mean_of(value, fake_quantize(value, scale, affine.zero_point, 0, spec.qmax))
             changed[node.name] = value
-        error, output = LogitError(), self.graph.output
+        error, output = LogitError(meaning_of(self.graph)), self.graph.output
         error.add(changed.get(output, self.exact[output]), self.exact[output])
         return agreed(error.value)
 

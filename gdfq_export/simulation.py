@@ -17,6 +17,7 @@ from torch import Tensor
 from gdfq_export.exact import IntegerProgram
 from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.lower import Quantized
+from gdfq_export.meaning import meaning_of
 
 IMAGES = 32  # enough for a share, few enough for the largest networks
 BATCH = 8
@@ -24,7 +25,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class SimulationGap:
-    """Codes of all rounded tensors over `images`, and classes of the logits."""
+    """Codes of all rounded tensors over `images`, and the answers."""
 
     images: int
     elements: int
@@ -42,7 +43,8 @@ def compare_simulation(quantized: Quantized, program: IntegerProgram, images: Te
     """The simulation of `quantized` against `program`, which was lowered from it, on at most `IMAGES` images."""
     images = images[:IMAGES]
     simulation = FakeQuantProgram(quantized, learned_steps=False).eval()
-    elements = differing = max_steps = same = 0
+    meaning = meaning_of(quantized.graph)
+    elements = differing = max_steps = same = asked = 0
     for batch in torch.split(images, BATCH):
         codes: dict[str, Tensor] = {}
 
@@ -62,8 +64,9 @@ def compare_simulation(quantized: Quantized, program: IntegerProgram, images: Te
                 max_steps = max(max_steps, int(steps.max()))
 
         exact_logits = program.run_codes(batch, compare)
-        same += int((logits.flatten(1).argmax(1) == exact_logits.flatten(1).argmax(1)).sum())
-    return SimulationGap(len(images), elements, differing, max_steps, 100 * same / len(images))
+        counts = meaning.same_answers(logits, exact_logits)
+        same, asked = same + counts[0], asked + counts[1]
+    return SimulationGap(len(images), elements, differing, max_steps, 100 * same / asked)
 
 
 def _codes(quantized: Quantized, name: str, value: Tensor) -> Tensor:

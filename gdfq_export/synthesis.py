@@ -23,6 +23,7 @@ from gdfq_export.losses import (
     statistics_loss,
     stored_statistics,
 )
+from gdfq_export.meaning import Meaning, meaning_of
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress
 from gdfq_export.settings import Schedule
@@ -49,7 +50,8 @@ class Teacher:
                 "the model has no batch norm, whose statistics data-free synthesis needs: pass a model from before "
                 "batch norm was folded, or images of your own (--method calibrate --calibration-data DIR)"
             )
-        self.graph, self.device = graph, device
+        self.graph, self.device, self.meaning = graph, device, meaning_of(graph)
+        self.labels = self.meaning.labels(graph.num_outputs)  # that images can be made for
         self.program = FloatProgram(graph).to(device)
         self.names = list(stored)
         self.statistics = [
@@ -72,7 +74,7 @@ def start_generator(teacher: Teacher, spec: ImageSpec, schedule: Schedule, seed:
     """A fresh generator; its weights depend on the seed alone."""
     state = torch.get_rng_state()
     torch.manual_seed(seed)
-    model = Generator(spec, teacher.graph.num_outputs, schedule.doublings).to(teacher.device)
+    model = Generator(spec, teacher.labels, schedule.doublings).to(teacher.device)
     torch.set_rng_state(state)
     optimizer = torch.optim.Adam(model.parameters(), lr=schedule.generator_lr, betas=(0.5, 0.999))
     return GeneratorState(model, shared(model), optimizer, torch.Generator().manual_seed(seed))
@@ -85,11 +87,12 @@ class GeneratorStep:
     images: Tensor  # (N, C, H, W), made before the update
     labels: Tensor  # (N,)
     teacher_logits: Tensor  # (N, classes)
+    meaning: Meaning  # of the logits
 
 
 def draw(state: GeneratorState, teacher: Teacher, count: int) -> Batch:
     """This process's part of a batch of noise and labels, on the teacher's device."""
-    batch = sample(count, teacher.graph.num_outputs, state.randomness)
+    batch = sample(count, teacher.labels, state.randomness)
     return Batch(part_of(batch.noise).to(teacher.device), part_of(batch.labels).to(teacher.device))
 
 
@@ -106,7 +109,9 @@ def update_generator(state: GeneratorState, teacher: Teacher, schedule: Schedule
             teacher.program, images.contiguous(memory_format=torch.channels_last), names
         )
     loss = generator_loss(
-        generator_cross_entropy(logits.float(), batch.labels) if parts.generator_cross_entropy else None,
+        generator_cross_entropy(logits.float(), batch.labels, teacher.meaning)
+        if parts.generator_cross_entropy
+        else None,
         statistics_loss(found, teacher.statistics, schedule.statistics) if parts.generator_statistics else None,
         schedule.beta,
     )
@@ -120,7 +125,7 @@ def update_generator(state: GeneratorState, teacher: Teacher, schedule: Schedule
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
     state.steps += 1
-    return GeneratorStep(images.detach(), batch.labels, logits.detach().float())
+    return GeneratorStep(images.detach(), batch.labels, logits.detach().float(), teacher.meaning)
 
 
 @torch.no_grad()
@@ -130,7 +135,7 @@ def look(state: GeneratorState, teacher: Teacher, count: int) -> GeneratorStep:
     with autocast(teacher.device):
         images = state.model(batch.noise, batch.labels)
         logits = teacher.program(images.contiguous(memory_format=torch.channels_last))
-    return GeneratorStep(images, batch.labels, logits.float())
+    return GeneratorStep(images, batch.labels, logits.float(), teacher.meaning)
 
 
 def generator_to_save(state: GeneratorState) -> dict[str, Any]:
@@ -200,7 +205,7 @@ def make_images(
     """Batches of images and labels from a seed of their own."""
     randomness = torch.Generator().manual_seed(seed)
     for first in range(0, count, batch):
-        drawn = sample(batch, teacher.graph.num_outputs, randomness)
+        drawn = sample(batch, teacher.labels, randomness)
         images = model(drawn.noise.to(teacher.device), drawn.labels.to(teacher.device))
         rest = min(batch, count - first)
         yield images[:rest].contiguous(), drawn.labels[:rest]

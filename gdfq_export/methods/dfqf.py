@@ -19,11 +19,11 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from gdfq_export.errors import DivergedError
 from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.losses import distillation_loss, run_with_statistics, statistics_loss
+from gdfq_export.meaning import ONE_CLASS, Meaning, meaning_of
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.kept import least
 from gdfq_export.methods.task import Outcome, Task
@@ -43,18 +43,18 @@ from gdfq_export.synthesis import (
 WARMUP_SHARE = 0.4  # of a budget
 
 
-def inception_loss(logits: Tensor) -> Tensor:
+def inception_loss(logits: Tensor, meaning: Meaning = ONE_CLASS) -> Tensor:
     """Minus the logarithm of the inception score: mean entropy less the entropy of the mean."""
-    logs = F.log_softmax(logits, 1)
+    logs = meaning.log_probabilities(logits)
     each = -(logs.exp() * logs).sum(1).mean()
     mean = logs.exp().mean(0)
     whole: Tensor = torch.special.entr(mean).sum()
     return each - whole
 
 
-def disagreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+def disagreement(student_logits: Tensor, teacher_logits: Tensor, meaning: Meaning = ONE_CLASS) -> Tensor:
     """log(1 + KL): what the generator raises and the student lowers."""
-    return torch.log1p(distillation_loss(student_logits, teacher_logits))
+    return torch.log1p(distillation_loss(student_logits, teacher_logits, meaning=meaning))
 
 
 def dfqf(task: Task) -> Outcome:
@@ -109,9 +109,9 @@ def update_generator(
         logits, found = run_with_statistics(teacher.program, channels_last, teacher.names)
     logits = logits.float()
     statistics = statistics_loss(found, teacher.statistics, schedule.statistics)
-    loss = inception_loss(logits) + schedule.beta * statistics
+    loss = inception_loss(logits, teacher.meaning) + schedule.beta * statistics
     if student is not None:
-        loss = loss - disagreement(student(images.float()), logits)
+        loss = loss - disagreement(student(images.float()), logits, teacher.meaning)
     if not math.isfinite(float(loss.detach())):
         raise DivergedError(
             f"the generator's loss became {float(loss.detach())}: lower its learning rate "
@@ -127,7 +127,7 @@ def update_student(
     student: FakeQuantProgram, optimizer: torch.optim.SGD, images: Tensor, wanted: Tensor, step: int
 ) -> float:
     """One step of L(S) on the images that the generator was just updated with."""
-    loss = distillation_loss(student(images), wanted)
+    loss = distillation_loss(student(images), wanted, meaning=meaning_of(student.graph))
     value = float(loss.detach())
     if not math.isfinite(value):
         raise DivergedError(

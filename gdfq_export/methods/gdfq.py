@@ -197,9 +197,9 @@ def calibrated_from_saved(task: Task, saved: Mapping[str, Any]) -> Quantized:
 def loss_of_student(student: nn.Module, seen: GeneratorStep, schedule: Schedule) -> Tensor:
     """L2(Q) (eq. 10) on generated images, or what the switches leave of it."""
     logits, parts = student(seen.images), schedule.ablations
-    distillation = distillation_loss(logits, seen.teacher_logits, schedule.temperature, schedule.reading)
+    distillation = distillation_loss(logits, seen.teacher_logits, schedule.temperature, schedule.reading, seen.meaning)
     return student_loss(
-        student_cross_entropy(logits, seen.labels) if parts.student_cross_entropy else None,
+        student_cross_entropy(logits, seen.labels, seen.meaning) if parts.student_cross_entropy else None,
         distillation if parts.distillation else None,
         schedule.gamma,
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gdfq_export.distributed import part_of, size, sum_over_all
 from gdfq_export.methods.task import Task
-from gdfq_export.real_images import ImageSource, read_batches, refuse_other_classes, split
+from gdfq_export.real_images import ImageSource, read_batches, split
 from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import (
     GENERATOR_STAGE,
@@ -88,7 +88,7 @@ class Generated:
         seen = update_generator(self.state, self.teacher, schedule)
         threshold = schedule.ablations.stop_threshold
         if threshold is not None:
-            self.recognised += int(sum_over_all((seen.teacher_logits.argmax(1) == seen.labels).sum()))
+            self.recognised += int(sum_over_all(seen.meaning.recognised(seen.teacher_logits, seen.labels).sum()))
             if (step + 1) % schedule.steps_per_epoch == 0:
                 self.stopped = 100 * self.recognised > threshold * schedule.batch * schedule.steps_per_epoch
                 self.recognised = 0
@@ -128,10 +128,11 @@ class Real:
     """
 
     def __init__(self, task: Task, teacher: Teacher, source: ImageSource) -> None:
-        refuse_other_classes(source, task.captured.num_outputs)
-        self.source, self.teacher, self.seed = source, teacher, task.settings.seed
+        self.outputs = task.captured.num_outputs
+        self.source = source.for_classes(teacher.meaning.classes(self.outputs))
+        self.teacher, self.seed = teacher, task.settings.seed
         self.count = task.settings.schedule.calibration_images
-        self.parts = split(source, self.count, self.seed)
+        self.parts = split(self.source, self.count, self.seed)
         self.batch = min(task.settings.schedule.batch, len(self.parts.fitted) // size() * size())
 
     def warm_up(self, stopwatch: Stopwatch) -> None:
@@ -149,8 +150,9 @@ class Real:
         order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
         chosen = torch.tensor(order[position * self.batch : (position + 1) * self.batch])
         read = self.source.read([pool[index] for index in part_of(chosen).tolist()])
-        images, labels = (value.to(self.teacher.device) for value in read)
-        return GeneratorStep(images, labels, self.teacher.program(images))
+        images, classes = (value.to(self.teacher.device) for value in read)
+        meaning = self.teacher.meaning
+        return GeneratorStep(images, meaning.label_of(classes, self.outputs), self.teacher.program(images), meaning)
 
     def held_back(self) -> Tensor:
         """Those that are never trained on."""

@@ -204,6 +204,18 @@ def softmax_end() -> nn.Module:
     )
 
 
+def one_logit() -> nn.Module:
+    """Two classes by the sign of one number."""
+    return Net(
+        lambda m, x: m.fc(pooled(F.relu(m.b(F.relu(m.a(x)))))), a=conv_bn(3, 8), b=conv_bn(8, 12), fc=head(12, 1)
+    )
+
+
+def sigmoid_end() -> nn.Module:
+    """Several labels at once: each output is a decision of its own."""
+    return Net(lambda m, x: torch.sigmoid(m.fc(pooled(F.relu(m.a(x))))), a=conv_bn(3, 8), fc=head(8, 4))
+
+
 def squeeze_end() -> nn.Module:
     """SqueezeNet's ending: the classifier is a convolution with an activation, the logits are a mean."""
     return Net(
@@ -400,6 +412,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         split_and_slice,
         dropout_and_view,
         softmax_end,
+        one_logit,
+        sigmoid_end,
         squeeze_end,
         conv_end,
         pointwise_end,

@@ -43,6 +43,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def for_classes(self, classes: int) -> Images:
+        if self.num_classes > classes:
+            raise InputFileError(f"{self.num_classes} folders for {classes} classes")
+        return self
+
     def read(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         self.reads += indices
         return self.pixels[list(indices)], self.labels[list(indices)]
@@ -174,7 +179,7 @@ def test_ranges_can_come_from_real_images(method: str, prepared: Prepared) -> No
 
 
 def test_real_images_that_do_not_fit_are_refused(prepared: Prepared) -> None:
-    with pytest.raises(UsageError, match="5 outputs"):
+    with pytest.raises(InputFileError, match="6 folders for 5 classes"):
         outcome(prepared, RealImages(training=Images(num_classes=6)))
     with pytest.raises(InputFileError, match="at least"):
         outcome(prepared, RealImages(training=Images(count=2)))

@@ -23,8 +23,10 @@ from gdfq_export.errors import GdfqError, UnsupportedModelError, UsageError
 from gdfq_export.files import companions_of
 from gdfq_export.models.sources import LoadedModel
 from gdfq_export.passes import pad_input
-from gdfq_export.pipeline import prepare, run
+from gdfq_export.pipeline import against_teacher, prepare, run
 from gdfq_export.plan import BitWidths
+from gdfq_export.program import FloatProgram
+from gdfq_export.progress import silent
 from gdfq_export.settings import Schedule, Settings
 
 SCHEDULE = Schedule(batch=8, warmup_steps=2, steps=2, steps_per_epoch=2, calibration_images=16, reading="code")
@@ -200,3 +202,17 @@ def test_the_plan_of_a_prepared_network_is_that_of_its_folded_graph() -> None:
 @pytest.mark.parametrize("error", [UnsupportedModelError, UsageError])
 def test_refusals_are_errors_of_ours(error: type[Exception]) -> None:
     assert issubclass(error, GdfqError)
+
+
+@pytest.mark.parametrize("name", ["one_logit", "sigmoid_end"])
+def test_decisions_agree_where_each_is_on_the_same_side_of_its_threshold(name: str) -> None:
+    teacher, x = FloatProgram(folded(name)), images(count=40)
+    answers, threshold = teacher(x), 0.5 if name == "sigmoid_end" else 0.0
+    constant = threshold - answers.median()  # the same for every image and output, which would change no class
+    same = (answers > threshold) == (answers + constant > threshold)
+    assert 0 < int(same.sum()) < same.numel()
+    student: Any = lambda batch: teacher(batch) + constant  # noqa: E731
+    agreement, error = against_teacher(student, teacher, x, silent)
+    assert agreement == pytest.approx(100 * float(same.double().mean()))
+    assert 0.0 < error < 1.0
+    assert against_teacher(teacher, teacher, x, silent) == (100.0, pytest.approx(0.0, abs=1e-9))

@@ -9,6 +9,7 @@ import torch
 from stages import calibrated, captured, folded
 from torch import Tensor, nn
 
+from gdfq_export.meaning import ONE_CLASS
 from gdfq_export.passes import canonicalize
 from gdfq_export.plan import BitWidths
 from gdfq_export.score import SLACK, LogitError, error_of, forecast, logit_error
@@ -32,6 +33,7 @@ class Told:
     """A float network that answers with its images."""
 
     device = "cpu"
+    meaning = ONE_CLASS
 
     @staticmethod
     def program(x: Tensor) -> Tensor:
@@ -68,11 +70,11 @@ def test_fewer_bits_have_a_larger_error() -> None:
 
 def test_batches_add_up() -> None:
     answers = torch.tensor([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
-    parts = LogitError()
+    parts = LogitError(ONE_CLASS)
     for student, teacher in zip(answers, IMAGES, strict=True):
         parts.add(student[None], teacher[None])
     assert parts.value == pytest.approx(error(answers))
-    assert LogitError().value == 1.0
+    assert LogitError(ONE_CLASS).value == 1.0
 
 
 def test_the_forecast_grows_with_the_error_and_with_the_classes_and_stays_within_its_bounds() -> None:

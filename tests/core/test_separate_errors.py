@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from gdfq_export.graph import Graph
 from gdfq_export.lower import Quantized
+from gdfq_export.meaning import ONE_CLASS
 from gdfq_export.passes import equalize
 from gdfq_export.passes.equalize import find_pairs
 from gdfq_export.plan import BitWidths
@@ -81,7 +82,7 @@ def test_only_the_weights_of_one_layer_are_rounded() -> None:
     rounded = quantize_weight(weight, scale, state.plan.weights[last.name].qmax) * over_channels(scale, weight)
     graph = Graph(state.graph.nodes, {**state.graph.parameters, key: rounded}, state.graph.output)
     found, exact = FloatProgram(graph)(given), FloatProgram(state.graph)(given)
-    error = LogitError()
+    error = LogitError(ONE_CLASS)
     error.add(found + (exact - found).mean(0), exact)  # a bias that puts the means back
     assert errors.of_weights(last.name) == pytest.approx(error.value, rel=1e-5)
     assert errors.of_weights(last.name) > 1e-6
