@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gdfq_export.errors import InputFileError
+from gdfq_export.runtime_checks.output_spec import answers
 from gdfq_export.runtime_checks.rows import Row, promise
 
 if TYPE_CHECKING:
@@ -62,12 +63,14 @@ def compare_with_torch(
     images: npt.NDArray[np.float32],
     outputs: npt.NDArray[np.float32],
     step: float,
+    threshold: float | None = None,
     *,
     before_ending: bool = False,
 ) -> TorchComparison:
     """Runs the `.pt2` program on `images` and counts where it differs from `outputs`.
 
-    With `before_ending` these are what a softmax behind them reads: two libraries round that differently.
+    With `before_ending` these are what a softmax behind them reads: two libraries round that differently. Where each
+    output is a decision, `threshold` is what decides it (`runtime_checks/output_spec.py`).
     """
     import torch
 
@@ -83,7 +86,7 @@ def compare_with_torch(
     difference = np.abs(expected.astype(np.float64) - outputs)
     different = expected != outputs
     steps = int(np.ceil(difference.max() / step - 1e-6)) if different.any() else 0
-    same_class = expected.argmax(1) == outputs.argmax(1)
+    same_class = answers(expected, threshold) == answers(outputs, threshold)
     return TorchComparison(
         outputs.size, int(different.sum()), max(steps, int(different.any())), 100 * float(same_class.mean())
     )

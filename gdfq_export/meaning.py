@@ -22,7 +22,6 @@ from gdfq_export.graph import Graph
 from gdfq_export.ops import MOVEMENT
 
 HALF_A_CODE = 1 / 512  # of a probability: what lies nearer to 0 or 1 cannot be told from it
-SIGMOIDS = frozenset({"sigmoid", "hard_sigmoid"})
 
 
 @dataclass(frozen=True)
@@ -103,4 +102,4 @@ def _is_sigmoid(graph: Graph, name: str) -> bool:
     node = graph[name]
     if node.op in MOVEMENT:
         return all(_is_sigmoid(graph, source) for source in node.inputs)
-    return node.op in SIGMOIDS
+    return node.op == "sigmoid"

@@ -23,6 +23,7 @@ from gdfq_export.runtime_checks.layers import Layer
 from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY
 from gdfq_export.runtime_checks.movement import MOVES
 from gdfq_export.runtime_checks.opening import open_quantized
+from gdfq_export.runtime_checks.output_spec import answers, output_spec
 from gdfq_export.runtime_checks.runtimes import openvino, ort_web, reference_evaluator
 from gdfq_export.runtime_checks.runtimes.answer import Answer, joined
 from gdfq_export.runtime_checks.sessions import Session, runtime_version
@@ -81,6 +82,7 @@ def compare_runtime(
     seconds = time.perf_counter() - start
     name = graph.outputs[0]
     step = output_step(graph, layers, name, expected[name])
+    threshold = output_spec(graph, provenance, expected[name][0].size).threshold
     mismatches, steps, largest = _differences(expected, answer.outputs, step)
     return RuntimeComparison(
         runtime=runtime,
@@ -94,7 +96,7 @@ def compare_runtime(
         step=step,
         max_difference=largest,
         spread=float(np.ptp(expected[name])),
-        top1_agreement=_top1_agreement(expected[name], answer.outputs[name]),
+        top1_agreement=_agreement(expected[name], answer.outputs[name], threshold),
         seconds_per_image=seconds / len(feeds),
     )
 
@@ -126,7 +128,6 @@ def _differences(expected: Mapping[str, Array], found: Mapping[str, Array], step
     return mismatches, steps, largest
 
 
-def _top1_agreement(expected: Array, found: Array) -> float:
-    """Images that both give the same class, in percent."""
-    flat = [array.reshape(len(array), -1).argmax(axis=1) for array in (expected, found)]
-    return 100 * float(np.mean(flat[0] == flat[1]))
+def _agreement(expected: Array, found: Array, threshold: float | None) -> float:
+    """Images that both give the same class, or decisions that are the same, in percent."""
+    return 100 * float(np.mean(answers(expected, threshold) == answers(found, threshold)))

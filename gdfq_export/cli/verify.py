@@ -105,8 +105,10 @@ def _compare_program(model: Path, result: VerifyResult, max_memory: int) -> tupl
 
     from gdfq_export.compare import check_companion, compare_with_torch
     from gdfq_export.files import companions_of
+    from gdfq_export.runtime_checks.graph import graph_from_model
     from gdfq_export.runtime_checks.loading import load_model
     from gdfq_export.runtime_checks.metadata import read_provenance
+    from gdfq_export.runtime_checks.output_spec import output_spec
     from gdfq_export.runtime_checks.rows import NOTE, Row
 
     def none(reason: str) -> tuple[None, Row]:
@@ -119,14 +121,16 @@ def _compare_program(model: Path, result: VerifyResult, max_memory: int) -> tupl
         return none("PyTorch is not installed")
     if result.float_parts:
         return none("two libraries need not agree to the last bit on what was left in float")
-    provenance = read_provenance(load_model(model, max_memory))
+    stored = load_model(model, max_memory)
+    provenance = read_provenance(stored)
     checksum = provenance.get("fakequant_sha256")
     if checksum is None:
         return none(f"the file does not say that {companion.name} belongs to it")
     check_companion(companion, checksum)
     step = float(provenance.get("output_step", 1.0))
-    before_ending = result.before_ending is not None
-    program = compare_with_torch(companion, result.inputs, result.exact_outputs, step, before_ending=before_ending)
+    outputs, before_ending = result.exact_outputs, result.before_ending is not None
+    threshold = output_spec(graph_from_model(stored), provenance, outputs.shape[1]).threshold
+    program = compare_with_torch(companion, result.inputs, outputs, step, threshold, before_ending=before_ending)
     return program, program.row()
 
 

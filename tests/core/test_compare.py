@@ -54,6 +54,11 @@ def test_another_class_is_a_disagreement(program: Path) -> None:
     assert not found.passed
 
 
+def test_outputs_that_decide_are_compared_by_their_threshold(program: Path) -> None:
+    found = compare_with_torch(program, images(1, 2), np.float32([[-1, 0], [1, 0]]), 0.5, threshold=0.5)
+    assert found.top1_agreement == 75.0  # one of four decisions, though one of two classes
+
+
 def test_more_images_than_a_batch_are_all_compared(program: Path) -> None:
     x = images(*range(1, 12))
     outputs = np.stack([np.float32([value, 0]) for value in range(1, 12)])

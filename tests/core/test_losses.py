@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from stages import captured, images, network
+from torch.nn import functional as F
 
 from gdfq_export.losses import (
     Statistics,
@@ -17,6 +18,7 @@ from gdfq_export.losses import (
     student_cross_entropy,
     student_loss,
 )
+from gdfq_export.meaning import Meaning
 from gdfq_export.passes import canonicalize
 from gdfq_export.program import FloatProgram
 
@@ -137,3 +139,23 @@ def test_gradients_reach_the_images_through_the_statistics() -> None:
     statistics_loss(found, list(stored.values())).backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
+
+
+def test_cross_entropy_of_decisions_is_that_of_the_output_that_the_label_asks_for() -> None:
+    logits, decisions = torch.tensor([[0.3, -1.2], [2.0, 0.7]]), Meaning("decisions")
+    labels = torch.tensor([1, 2])  # a yes of the first output, a no of the second
+    expected = F.binary_cross_entropy_with_logits(torch.stack([logits[0, 0], logits[1, 1]]), torch.tensor([1.0, 0.0]))
+    for loss in (generator_cross_entropy, student_cross_entropy):
+        torch.testing.assert_close(loss(logits, labels, decisions), expected)
+    one = generator_cross_entropy(logits[:, :1], torch.tensor([0, 1]), decisions)
+    torch.testing.assert_close(one, F.binary_cross_entropy_with_logits(logits[:, 0], torch.tensor([0.0, 1.0])))
+
+
+def test_distillation_of_decisions_is_the_divergence_of_two_answers_summed_over_the_outputs() -> None:
+    student, teacher, decisions = torch.tensor([[0.3, -1.2]]), torch.tensor([[1.0, 0.5]]), Meaning("decisions")
+    p, q = teacher.sigmoid(), student.sigmoid()
+    expected = float((p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum())
+    found = distillation_loss(student, teacher, meaning=decisions).item()
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert distillation_loss(student, teacher, 1.0, "code", decisions).item() == pytest.approx(expected / 4, rel=1e-5)
+    assert distillation_loss(student[:, :1], teacher[:, :1]).item() == 0.0  # what one class says of one logit

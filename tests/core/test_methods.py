@@ -12,6 +12,7 @@ from torch import nn
 
 from gdfq_export.ablations import Ablations
 from gdfq_export.errors import DivergedError, UnsupportedModelError
+from gdfq_export.losses import generator_cross_entropy
 from gdfq_export.methods import METHODS, Task
 from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.gdfq import start_training
@@ -23,7 +24,7 @@ from gdfq_export.pipeline import prepare, quantize_model
 from gdfq_export.plan import BitWidths
 from gdfq_export.progress import silent
 from gdfq_export.settings import Distillation, Schedule, Settings, Tuning, is_large, schedule_for
-from gdfq_export.synthesis import Teacher
+from gdfq_export.synthesis import Teacher, look, start_generator, train_generator
 
 SHORT = Schedule(batch=16, warmup_steps=4, steps=4, steps_per_epoch=2, calibration_images=32)
 
@@ -64,6 +65,34 @@ def test_every_method_gives_the_same_integers_for_the_same_seed(method: str, net
         assert (layer.q_weight == runs[1].integer.layers[name].q_weight).all()
     assert runs[0].integer.tensors == runs[1].integer.tensors
     assert torch.equal(runs[0].outcome.held_back, runs[1].outcome.held_back)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("ending", [[nn.Linear(8, 1)], [nn.Linear(8, 3), nn.Sigmoid()]], ids=["one logit", "sigmoids"])
+def test_every_method_quantizes_a_network_that_decides(ending: list[nn.Module], method: str) -> None:
+    module = nn.Sequential(*small_network()[:-1], *ending)
+    set_batch_norm_statistics(module, (3, 16, 16), 0)
+    asked = settings(method)
+    prepared = prepare(dataclasses.replace(loaded(module), num_classes=None), asked)
+    exported = quantize_model(prepared, asked)
+    assert prepared.meaning.decides
+    assert 0.0 < exported.error < 0.5
+    assert 0.0 <= exported.agreement <= 100.0
+
+
+def test_a_generator_learns_to_make_images_of_both_answers_of_one_logit() -> None:
+    module = nn.Sequential(*small_network()[:-1], nn.Linear(8, 1))
+    set_batch_norm_statistics(module, (3, 16, 16), 0)
+    asked = settings("gdfq", dataclasses.replace(SHORT, warmup_steps=60, generator_lr=1e-2))
+    prepared = prepare(dataclasses.replace(loaded(module), num_classes=None), asked)
+    teacher = Teacher(prepared.captured, "cpu")
+    state = start_generator(teacher, prepared.image, asked.schedule, 0)
+    before = look(state, teacher, 64)
+    train_generator(state, teacher, asked.schedule, silent)
+    after = look(state, teacher, 64)
+    assert set(after.labels.tolist()) == {0, 1}
+    losses = [float(generator_cross_entropy(x.teacher_logits, x.labels, x.meaning)) for x in (before, after)]
+    assert losses[1] < 0.9 * losses[0]
 
 
 def test_gdfq_trains_generator_and_student_in_turns_and_keeps_the_better_state(network: LoadedModel) -> None:
