@@ -38,13 +38,11 @@ FEWEST_SECONDS = 5.0  # between two saves of a running stage
 LARGEST_SHARE = 0.05  # of the time may go into saving
 DIVERGED = "diverged"
 WRITING = "writing"
+REFUSED = "refused"
 CHANGEABLE = ("schedule.generator_lr", "schedule.student_lr", "schedule.beta", "schedule.gamma", "schedule.temperature")
 """Settings that may differ from the saved ones after training has diverged: they are what there is to change."""
-
-
-def work_directory(out: Path) -> Path:
-    """model.onnx -> model.work beside it."""
-    return out.with_suffix(".work") if out.suffix == ".onnx" else out.with_name(f"{out.name}.work")
+REFUSABLE = ("size_budget", "bit_operations_budget")
+"""Settings that no state depends on before they are refused: the images of a refused run serve one with others."""
 
 
 def is_writing(folder: Path) -> bool:
@@ -85,6 +83,11 @@ class Checkpoint:
         self._write(self._path(stage), buffer.getvalue())
         self._saved = time.monotonic()
         self._cost = self._saved - start
+
+    def mark(self, stage: str) -> None:
+        """Notes how the run ended, where it has left states at all."""
+        if self.folder is not None and rank() == 0 and any(self.folder.glob(f"*{SUFFIX}")):
+            self.save(stage, {})
 
     def has(self, stage: str) -> bool:
         """Whether a state of this stage was saved; to be asked by process 0."""
@@ -157,7 +160,9 @@ def _check_directory(checkpoint: Checkpoint, folder: Path, work: WorkDirectory) 
     path = folder / SETTINGS
     if not folder.is_dir() or (not path.exists() and any(entry.name[0] != "." for entry in folder.iterdir())):
         raise OutputFileError(f"{folder} is no work directory of this tool: choose another one with --work-dir")
-    if not work.resume:
+    if checkpoint.has(REFUSED) and not work.discard:
+        _take_over(checkpoint, path)
+    elif not work.resume:
         if not work.discard and any(folder.glob(f"*{SUFFIX}")):
             raise OutputFileError(
                 f"{folder} holds the work of an interrupted run: continue it with --resume, "
@@ -168,16 +173,31 @@ def _check_directory(checkpoint: Checkpoint, folder: Path, work: WorkDirectory) 
         _refuse_other_run(checkpoint, path)
 
 
-def _refuse_other_run(checkpoint: Checkpoint, path: Path) -> None:
-    """Names the first setting that differs; after a divergence some may."""
+def _take_over(checkpoint: Checkpoint, path: Path) -> None:
+    """Goes on with the images of a run that was refused, where they serve this one; otherwise begins anew."""
+    if all(name in REFUSABLE for name, _, _ in _differences(checkpoint, path)):
+        checkpoint.write_settings()
+        checkpoint.drop(REFUSED)
+    else:
+        checkpoint.remove()
+
+
+def _differences(checkpoint: Checkpoint, path: Path) -> list[tuple[str, Any, Any]]:
+    """The settings that are not those of the saved run, each with its old and its new value."""
     try:
         saved = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputFileError(f"cannot read {path}: remove the folder {path.parent} to start anew") from error
+    names = [*checkpoint.facts, *(saved.keys() - checkpoint.facts.keys())]
+    pairs = [(name, saved.get(name), checkpoint.facts.get(name)) for name in names]
+    return [(name, old, new) for name, old, new in pairs if old != new]
+
+
+def _refuse_other_run(checkpoint: Checkpoint, path: Path) -> None:
+    """Names the first setting that differs; after a divergence some may."""
     diverged = checkpoint.has(DIVERGED)
-    for name in [*checkpoint.facts, *(saved.keys() - checkpoint.facts.keys())]:
-        old, new = saved.get(name), checkpoint.facts.get(name)
-        if old != new and not (diverged and name in CHANGEABLE):
+    for name, old, new in _differences(checkpoint, path):
+        if not (diverged and name in CHANGEABLE):
             raise InputFileError(
                 f"{path.parent} belongs to a run with {name} = {old}, and now it is {new}: resume with the same "
                 "settings, or start from the beginning with --force"

@@ -30,6 +30,11 @@ def companions_of(out: Path) -> Companions:
     return Companions(out, stem.with_name(f"{stem.name}.fakequant.pt2"), stem.with_name(f"{stem.name}.fp32.onnx"))
 
 
+def work_directory(out: Path) -> Path:
+    """model.onnx -> model.work beside it."""
+    return out.with_suffix(".work") if out.suffix == ".onnx" else out.with_name(f"{out.name}.work")
+
+
 def check_output(path: Path, *, force: bool, option: str = "--out") -> None:
     """Refuses an output that cannot be written, before any work is done for it."""
     folder = path.parent if str(path.parent) else Path()

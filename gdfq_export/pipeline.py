@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gdfq_export import __version__
 from gdfq_export.capture import capture
-from gdfq_export.checkpoint import DIVERGED, WRITING, Checkpoint, WorkDirectory, open_checkpoint
+from gdfq_export.checkpoint import DIVERGED, REFUSED, WRITING, Checkpoint, WorkDirectory, open_checkpoint
 from gdfq_export.distributed import rank, size
 from gdfq_export.emit import float_onnx_from_graph, onnx_from_integer_model
 from gdfq_export.errors import DivergedError, UnsupportedModelError, UsageError
@@ -327,6 +327,9 @@ def run(
         raise DivergedError(
             f"{error}; the last good state is kept in {work.folder}, and --resume goes on from it with the new values"
         ) from error
+    except (UsageError, UnsupportedModelError):  # the next run with other options is no resumption of this one
+        checkpoint.mark(REFUSED)
+        raise
     if rank() != 0:
         return {}
     checkpoint.save(WRITING, {})

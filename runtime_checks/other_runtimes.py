@@ -82,7 +82,7 @@ def compare_runtime(
     seconds = time.perf_counter() - start
     name = graph.outputs[0]
     step = output_step(graph, layers, name, expected[name])
-    threshold = output_spec(graph, provenance, expected[name][0].size).threshold
+    threshold = output_spec(graph, file.provenance, expected[name][0].size).threshold
     mismatches, steps, largest = _differences(expected, answer.outputs, step)
     return RuntimeComparison(
         runtime=runtime,

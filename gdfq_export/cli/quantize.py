@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import shlex
 import sys
 from contextlib import nullcontext
@@ -64,6 +65,11 @@ def _width_budgets(
         None if size is None else parse_amount(size, "--size-budget", "400kB or 1.5MB", BYTES),
         None if bitops is None else parse_amount(bitops, "--bitops-budget", "2.5G", OPERATIONS),
     )
+
+
+def _writes() -> bool:
+    """Whether this process writes the files: the first one where torchrun started several."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def quantize(
@@ -186,7 +192,8 @@ def quantize(
 
     Beside model.onnx stand model.fakequant.pt2 (the same integers in PyTorch) and model.fp32.onnx (the float network).
     """
-    from gdfq_export.files import check_output, companions_of
+    from gdfq_export.files import check_output, companions_of, work_directory
+    from gdfq_export.lock import alone
 
     _one_of(method, METHOD_NAMES, "--method")
     _one_of(preset, PRESETS, "--preset")
@@ -244,7 +251,10 @@ def quantize(
     if dry_run and resume:
         raise UsageError("--dry-run trains nothing, so there is nothing to --resume: leave one of them out")
 
+    folder = work_directory(out) if work_dir is None else work_dir
     if not dry_run:
+        if _writes():
+            context.with_resource(alone([out, folder]))
         check_output(out, force=force or resume)
         if images is not None and not images.is_file():
             check_output(images, force=True, option="--images")
@@ -255,7 +265,7 @@ def quantize(
 
     import torch
 
-    from gdfq_export.checkpoint import WorkDirectory, is_writing, work_directory
+    from gdfq_export.checkpoint import WorkDirectory, is_writing
     from gdfq_export.cli.image_folder import ImageFolder
     from gdfq_export.distributed import joined, rank
     from gdfq_export.image_store import ImageStore
@@ -282,7 +292,6 @@ def quantize(
     if threads is not None:
         torch.set_num_threads(threads)
     files = companions_of(out)
-    folder = work_directory(out) if work_dir is None else work_dir
     if not dry_run:
         overwrite = force or (resume and is_writing(folder))  # then they are of the run that goes on
         for path in (files.model, files.fakequant, files.fp32)[: 1 if no_companions else 3]:

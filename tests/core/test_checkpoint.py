@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from gdfq_export import checkpoint as module
-from gdfq_export.checkpoint import DIVERGED, Checkpoint, WorkDirectory, is_writing, open_checkpoint, work_directory
+from gdfq_export.checkpoint import DIVERGED, REFUSED, Checkpoint, WorkDirectory, is_writing, open_checkpoint
 from gdfq_export.errors import InputFileError, OutputFileError
-from gdfq_export.files import remove_leftovers
+from gdfq_export.files import remove_leftovers, work_directory
 
 FACTS = {"model": "small", "bits.weight": 4, "schedule.student_lr": 1e-4, "seed": 0}
 
@@ -109,6 +109,31 @@ def test_work_is_not_lost_by_leaving_out_resume(folder: Path) -> None:
 def test_a_run_can_be_started_anew_on_request(folder: Path) -> None:
     saved(folder)
     assert open_checkpoint(WorkDirectory(folder, discard=True), FACTS).load("training") is None
+
+
+def test_a_run_that_was_refused_leaves_its_states_to_one_with_another_budget(folder: Path) -> None:
+    for found in (None, 10_000):
+        checkpoint = open_checkpoint(WorkDirectory(folder), {**FACTS, "size_budget": found})
+        checkpoint.save("images", {"count": 3})
+        checkpoint.mark(REFUSED)
+    again = open_checkpoint(WorkDirectory(folder), {**FACTS, "size_budget": 20_000})
+    assert again.load("images") == {"count": 3}
+    with pytest.raises(OutputFileError, match="interrupted"):  # from now on it is a run like any other
+        open_checkpoint(WorkDirectory(folder), {**FACTS, "size_budget": 20_000})
+
+
+def test_a_run_that_was_refused_is_not_in_the_way_of_one_with_other_settings(folder: Path) -> None:
+    saved(folder).mark(REFUSED)
+    for resume, bits in ((False, 8), (True, 6)):
+        again = open_checkpoint(WorkDirectory(folder, resume=resume), {**FACTS, "bits.weight": bits})
+        assert again.load("training") is None
+        again.save("training", {})
+        again.mark(REFUSED)
+
+
+def test_a_run_that_was_refused_before_it_saved_anything_leaves_nothing(folder: Path) -> None:
+    open_checkpoint(WorkDirectory(folder), FACTS).mark(REFUSED)
+    assert not folder.exists()
 
 
 def test_a_folder_of_another_purpose_is_refused(tmp_path: Path) -> None:
