@@ -20,6 +20,7 @@ from gdfq_export.models.architectures import build_architecture
 from gdfq_export.models.download import download_weights
 from gdfq_export.models.factories import is_factory_spec, module_from_factory
 from gdfq_export.models.kinds import kind_of, torchscript_advice
+from gdfq_export.models.normalisation import is_identity, normalisation
 from gdfq_export.models.pickles import module_from_pickle
 from gdfq_export.models.programs import program_input_size, program_num_classes, read_program
 from gdfq_export.models.random_weights import has_untouched_statistics, set_batch_norm_statistics
@@ -52,6 +53,13 @@ class LoadedModel:
     resize: int | None  # shorter side before the centre crop
     weights_source: str  # "embedded", "pytorchcv", "file", "factory", "pickle", "random" or "program"
     weights_sha256: str | None  # of the file the weights came from
+    input_range: tuple[float, float] | None = None  # of what the network is fed, where pixels do not decide it
+    labels: tuple[str, ...] | None = None  # names of the classes
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the input is made from pixels: an input with a range and no normalisation holds other features."""
+        return self.input_range is None or not is_identity(self.mean, self.std)
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ class _Request:
     input_size: tuple[int, int, int] | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    input_range: tuple[float, float] | None
     num_classes: int | None
     seed: int
 
@@ -77,7 +86,9 @@ def load_model(
     input_size: tuple[int, int, int] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    input_range: tuple[float, float] | None = None,
     num_classes: int | None = None,
+    labels: tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> LoadedModel:
     """The network that `spec` names; the options override what the table or the file says."""
@@ -91,8 +102,8 @@ def load_model(
         raise UsageError(
             "--allow-pickle is for a file of a pickled module, but neither --model nor --weights names one"
         )
-    asked = _Request(weights, allow_pickle, pretrained, input_size, mean, std, num_classes, seed)
-    loaded = _loaded(spec, asked)
+    asked = _Request(weights, allow_pickle, pretrained, input_size, mean, std, input_range, num_classes, seed)
+    loaded = replace(_loaded(spec, asked), input_range=input_range, labels=labels)
     _check_values(loaded, spec)
     return loaded
 
@@ -251,18 +262,7 @@ def _ready(module: torch.nn.Module) -> torch.nn.Module:
 def _normalisation(
     asked: _Request, channels: int, default: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation with one value a channel; one value given stands for all channels."""
-    means, stds = (
-        tuple(given) * channels if len(given) == 1 else tuple(given)
-        for given in (asked.mean or default[0], asked.std or default[1])
-    )
-    for option, values, given in (("--mean", means, asked.mean), ("--std", stds, asked.std)):
-        if len(values) != channels:
-            needed = "has" if given else "needs"
-            raise UsageError(f"{option} {needed} {len(values)} values where the input has {channels} channels")
-    if min(stds) <= 0:
-        raise UsageError(f"--std must be positive, not {min(stds)}")
-    return means, stds
+    return normalisation(asked.mean, asked.std, asked.input_range, channels, default)
 
 
 def _usual_resize(size: tuple[int, int, int]) -> int | None:
@@ -295,7 +295,7 @@ def _say_precision(spec: str, types: set[torch.dtype]) -> None:
 
 def _say_assumptions(spec: str, asked: _Request) -> None:
     assumed = [] if asked.input_size else [f"input {_by(DEFAULT_INPUT_SIZE)} (--input-size)"]
-    assumed += [] if asked.mean and asked.std else ["ImageNet's mean and std (--mean, --std)"]
+    assumed += [] if asked.mean or asked.input_range else ["ImageNet's mean and std (--mean, --std)"]
     if assumed:
         logger.warning("%s: assuming %s", spec, " and ".join(assumed))
 

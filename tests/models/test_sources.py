@@ -156,8 +156,9 @@ def test_a_size_that_a_factory_cannot_take_is_found_at_once(factory: str) -> Non
         ("none.pt2", {"pretrained": False}, UsageError, "carries its weights"),
         ("resnet20", {"weights": Path("none.pth")}, WeightsError, "none.pth does not exist"),
         ("resnet20", {"weights": Path("w"), "pretrained": False}, UsageError, "exclude each other"),
-        ("resnet20", {"pretrained": False, "mean": (0.1, 0.2)}, UsageError, "--mean has 2 values .* 3 channels"),
-        ("resnet20", {"pretrained": False, "std": (0.0,)}, UsageError, "--std must be positive"),
+        ("resnet20", {"pretrained": False, "mean": (0.1, 0.2), "std": (1.0,)}, UsageError, "--mean has 2 values .* 3 channels"),
+        ("resnet20", {"pretrained": False, "mean": (0.5,)}, UsageError, "--mean without --std"),
+        ("resnet20", {"pretrained": False, "input_size": (1, 32, 32)}, UsageError, "1 channel, .* give --mean and --std"),
         ("resnet20", {"input_size": (3, 0, 32)}, UsageError, "all positive"),
         ("resnet20", {"num_classes": 0}, UsageError, "number of classes must be positive"),
     ],
@@ -173,3 +174,13 @@ def test_a_wrong_request_is_one_sentence(
 def test_weights_of_another_network_are_refused(resnet20_weights: Path) -> None:
     with pytest.raises(WeightsError, match="belong to another network"):
         load_model("resnet18", weights=resnet20_weights)
+
+
+def test_an_input_that_is_no_image_keeps_its_range(factory: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        loaded = load_model(factory, input_size=(3, 16, 16), input_range=(-2.0, 2.0), labels=("a", "b"))
+    assert (loaded.mean, loaded.std, loaded.input_range) == ((0.0,) * 3, (1.0,) * 3, (-2.0, 2.0))
+    assert loaded.labels == ("a", "b")
+    assert not loaded.is_image
+    assert "ImageNet" not in caplog.text
+    assert load_model(factory, input_size=(3, 16, 16)).is_image
