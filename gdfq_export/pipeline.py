@@ -29,6 +29,7 @@ from gdfq_export.errors import DivergedError, UnsupportedModelError, UsageError
 from gdfq_export.exact import IntegerProgram
 from gdfq_export.files import atomic_path, companions_of, remove_leftovers
 from gdfq_export.float_parts import float_parts
+from gdfq_export.forecast import Forecast, forecast, warning_of
 from gdfq_export.generator import ImageSpec, image_spec
 from gdfq_export.graph import Graph, Node, digest_of, unshared
 from gdfq_export.image_store import ImageStore
@@ -52,7 +53,7 @@ from gdfq_export.progress import Progress, silent
 from gdfq_export.provenance import golden_vectors, stamp, stamp_input
 from gdfq_export.real_images import RealImages
 from gdfq_export.report import report_html, widths_of
-from gdfq_export.score import LogitError, forecast
+from gdfq_export.score import LogitError
 from gdfq_export.settings import Settings
 from gdfq_export.simulation import SimulationGap, compare_simulation
 
@@ -87,6 +88,23 @@ class Exported:
     agreement: float  # of answers with those of the float network on held-back images, in percent
     error: float  # of the logits there, see `score.py`
     simulation: SimulationGap  # what training saw, against what is exported
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """What to expect on real images; None where nothing can be said: of random weights, decisions, a large error."""
+        if self.prepared.loaded.weights_source == "random" or self.prepared.meaning.decides:
+            return None
+        return forecast(self.error, self.prepared.captured.num_outputs)
+
+    def to_json(self) -> dict[str, Any]:
+        """How far the integers are from the float network, and what that rests on."""
+        return {
+            "teacher_agreement": self.agreement,
+            "agreement_images": len(self.outcome.held_back),
+            "logit_error": self.error,
+            "forecast": None if self.forecast is None else dataclasses.asdict(self.forecast),
+            "simulation": self.simulation.to_json(),
+        }
 
 
 def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
@@ -258,10 +276,7 @@ def provenance(exported: Exported, settings: Settings, fakequant_sha256: str | N
             "largest_nudge": report.largest_nudge,
         },
         "figures": dict(exported.outcome.figures),
-        "teacher_agreement": exported.agreement,
-        "logit_error": exported.error,
-        "forecast": dataclasses.asdict(forecast(exported.error, exported.prepared.captured.num_outputs)),
-        "simulation": exported.simulation.to_json(),
+        **exported.to_json(),
         "input": input_facts(loaded, settings.input_format),
         "output_step": output_step(exported.integer),
         "float_ending": bool(exported.prepared.endings),
@@ -345,14 +360,12 @@ def run(
         "kept": dataclasses.asdict(exported.outcome.kept),
         "seconds": round(time.monotonic() - start, 1),
         **facts,
-        "teacher_agreement": exported.agreement,
-        "logit_error": exported.error,
-        "forecast": dataclasses.asdict(forecast(exported.error, exported.prepared.captured.num_outputs)),
-        "simulation": exported.simulation.to_json(),
+        **exported.to_json(),
         "weights_source": loaded.weights_source,
         "target": settings.target,
         "float_parts": [f"{node.op} at {node.place}" for node in prepared.in_float],
         "channels_coarser_for_target": exported.integer.report.channels_coarser,
         "weights_changed_for_target": exported.integer.report.weights_changed,
         "figures": dict(exported.outcome.figures),
+        "warnings": [text for text in [warning_of(exported.agreement, len(exported.outcome.held_back))] if text],
     }

@@ -27,7 +27,6 @@ from gdfq_export.integer import IntegerModel
 from gdfq_export.lower import Quantized
 from gdfq_export.ops import LAYERS
 from gdfq_export.packing import weight_bytes
-from gdfq_export.score import forecast
 from gdfq_export.settings import Settings
 
 if TYPE_CHECKING:
@@ -168,10 +167,10 @@ def _training(traces: Mapping[str, Sequence[float]]) -> str:
 
 def _figures(exported: Exported) -> str:
     pairs = [(key.replace("_", " "), short(float(value))) for key, value in exported.outcome.figures.items()]
-    gap, guess = exported.simulation, forecast(exported.error, exported.prepared.captured.num_outputs)
+    gap, guess, images = exported.simulation, exported.forecast, len(exported.outcome.held_back)
     pairs += [
-        ("agreement with the float network", f"{exported.agreement:.2f} %"),
-        ("forecast: points of top-1 lost on real images", f"{guess.drop:.1f} ({guess.low:.1f} to {guess.high:.1f})"),
+        ("agreement with the float network", f"{exported.agreement:.2f} % of {images} images"),
+        ("forecast: points of top-1 lost on real images", "none" if guess is None else guess.text),
         ("agreement with the simulation in training", f"{gap.top1_agreement:.2f} %"),
         ("codes that differ from that simulation", f"{gap.differing / max(gap.elements, 1):.1%}"),
         ("steps that such a code is off, at most", str(gap.max_steps)),

@@ -11,8 +11,6 @@ Where each output is a decision (`meaning.py`), a constant does change it: there
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -22,8 +20,6 @@ from gdfq_export.meaning import Meaning
 from gdfq_export.synthesis import Teacher
 
 BATCH = 32
-POINTS, CROWDING = 32.0, 0.4  # points of top-1 for an error of 1 with ten classes, and how they grow with the classes
-SPREAD, SLACK = 2.0, 0.3  # bounds of the forecast: a factor either way, and points that chance alone takes or gives
 
 
 class LogitError:
@@ -55,26 +51,6 @@ def logit_error(student: FakeQuantProgram, teacher: Teacher, images: Tensor) -> 
         batch = batch.to(teacher.device)
         error.add(student(batch), teacher.program(batch))
     return error.value
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """Points of top-1 that a network is expected to lose on real images, and between which bounds; below 0 it gains."""
-
-    drop: float
-    low: float
-    high: float
-
-
-def forecast(error: float, classes: int) -> Forecast:
-    """What an error on held-back images means for real ones.
-
-    Noise on the logits changes classes in proportion to its amplitude, both ways; what is lost in the end grows with
-    its square, which the error is, and faster where more classes are close to each other. The constants were fitted to
-    states of the embedded network on training images; `benchmarks/forecast.py` measures how often they are right.
-    """
-    drop = min(POINTS * error * (max(classes, 2) / 10) ** CROWDING, 100.0)
-    return Forecast(drop, drop / SPREAD - SLACK, min(drop * SPREAD + SLACK, 100.0))
 
 
 def error_of(quantized: Quantized, teacher: Teacher, images: Tensor) -> float:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import os
-import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +16,7 @@ import typer
 from gdfq_export.ablations import Ablations
 from gdfq_export.cli.config import given_options, options_of, read_config
 from gdfq_export.cli.options import BYTES, OPERATIONS, parse_amount, parse_budget, parse_floats, parse_size
+from gdfq_export.cli.quantize_report import agreement_of, has_agreement, print_result
 from gdfq_export.cli.streams import users_code
 from gdfq_export.cli.switches import PANEL, check_options
 from gdfq_export.errors import UsageError
@@ -155,6 +155,9 @@ def quantize(
     std: Annotated[str | None, typer.Option(help="Standard deviation of pixels in 0..1.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Classes, where the last layer does not tell.")] = None,
     no_pretrained: Annotated[bool, typer.Option("--no-pretrained", help="Random weights, for size and speed.")] = False,
+    min_agreement: Annotated[
+        float | None, typer.Option(help="Exit with 1 if fewer percent of held-back images keep the float class.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same machine, same bytes.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.")] = None,
@@ -207,6 +210,8 @@ def quantize(
     size = None if input_size is None else parse_size(input_size)
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads} is no number of threads: give 1 or more")
+    if min_agreement is not None and not 0 <= min_agreement <= 100:
+        raise UsageError(f"--min-agreement {min_agreement:g} is no percentage: give 0 to 100")
     if seed < 0:
         raise UsageError(f"--seed {seed} is negative: give 0 or more")
     if bits is not None and weight_bits is not None and act_bits is not None:
@@ -360,30 +365,15 @@ def quantize(
             )
         if rank() != 0:
             return
+    enough = has_agreement(result, min_agreement)
     if as_json:
-        print(json.dumps(result))
-        return
-    state, why = result["kept"]["state"], result["kept"]["why"]
-    made = f"{loaded.name} as {result['widths']} by {method} ({state} state)"
-    print(f"{out}: {made}, {result['file_bytes'] / 1e6:.2f} MB", end="")
-    print(f" ({result['file_bytes'] / result['fp32_bytes']:.2f} of float), {result['seconds']:.0f} s")
-    print(f"kept: the {state} state ({why})")
-    print(f"agreement with the float network on held-back generated images: {result['teacher_agreement']:.1f} %")
-    expected = result["forecast"]
-    if loaded.weights_source != "random":
-        print(
-            f"forecast: about {expected['drop']:.1f} points of top-1 lost on real images "
-            f"({expected['low']:.1f} to {expected['high']:.1f})"
-        )
-    if loaded.weights_source == "random":
-        print("weights are random (--no-pretrained): good for graph, size and latency only")
-    for part in result["float_parts"]:
-        print(f"stays float: {part}")
-    if not no_companions:
-        print(f"beside it: {files.fakequant.name} (PyTorch), {files.fp32.name} (float)")
-    if report is not None:
-        print(f"report: {report}")
-    print(f"next: gdfq-export verify {shlex.quote(str(out))}")
+        print(json.dumps({**result, "enough_agreement": enough}))
+    else:
+        beside = () if no_companions else (files.fakequant, files.fp32)
+        print_result(result, loaded.name, out, beside, report)
+    if not enough:
+        print(f"FAIL: {agreement_of(result)}, but --min-agreement asks for {min_agreement:g} %", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def _print_plan(prepared: Prepared, settings: Settings, as_json: bool) -> None:

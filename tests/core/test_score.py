@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gdfq_export.meaning import ONE_CLASS, Meaning
 from gdfq_export.passes import canonicalize
 from gdfq_export.plan import BitWidths
-from gdfq_export.score import SLACK, LogitError, error_of, forecast, logit_error
+from gdfq_export.score import LogitError, error_of, logit_error
 from gdfq_export.synthesis import Teacher
 
 IMAGES = torch.tensor([[3.0, 0.0, 0.0], [0.0, 3.0, 3.0]])
@@ -100,14 +100,3 @@ def test_batches_add_up() -> None:
         parts.add(student[None], teacher[None])
     assert parts.value == pytest.approx(error(answers))
     assert LogitError(ONE_CLASS).value == 1.0
-
-
-def test_the_forecast_grows_with_the_error_and_with_the_classes_and_stays_within_its_bounds() -> None:
-    drops = [forecast(error, 10).drop for error in (0.0, 0.001, 0.03, 0.2, 1.0)]
-    assert drops == sorted(drops)
-    assert drops[0] == 0.0
-    assert forecast(0.03, 1000).drop > forecast(0.03, 10).drop > forecast(0.03, 2).drop
-    for error in (0.0, 0.003, 0.3, 1.0):
-        made = forecast(error, 1000)
-        assert -SLACK <= made.low < made.drop <= made.high <= 100.0
-    assert -forecast(0.0, 1000).low == forecast(0.0, 1000).high == SLACK  # chance alone takes some, or gives it

@@ -46,9 +46,7 @@ def test_values_above_one_are_of_pixels_in_0_to_255(
 
 
 @pytest.mark.parametrize("mean", [(0.0,), (0.5,), (1.0,), (-0.5,)])
-def test_a_std_of_one_is_of_pixels_in_0_to_1_where_the_mean_is(
-    mean: Floats, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_std_of_one_is_of_pixels_in_0_to_1_where_the_mean_is(mean: Floats, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert of(mean, (1.0,)) == (mean * 3, (1.0,) * 3)
     assert not caplog.records
@@ -91,7 +89,7 @@ def test_an_input_with_a_range_is_fed_as_it_is() -> None:
 
 def test_a_range_may_be_wider_than_that_of_normalised_pixels_and_not_narrower() -> None:
     assert of((0.5,), (0.5,), (-2.0, 2.0)) == ((0.5,) * 3, (0.5,) * 3)
-    with pytest.raises(UsageError, match="pixels .* reach -1..1 .* --input-range -0.5,2 would clip"):
+    with pytest.raises(UsageError, match=r"pixels .* reach -1..1 .* --input-range -0.5,2 would clip"):
         of((0.5,), (0.5,), (-0.5, 2.0))
 
 
