@@ -91,7 +91,7 @@ class Exported:
 
     @property
     def forecast(self) -> Forecast | None:
-        """What to expect on real images; None where nothing can be said: of random weights, decisions, a large error."""
+        """What to expect on real images; None for random weights, for decisions, and where the error is too large."""
         if self.prepared.loaded.weights_source == "random" or self.prepared.meaning.decides:
             return None
         return forecast(self.error, self.prepared.captured.num_outputs)
