@@ -78,8 +78,21 @@ def instrumented(model: onnx.ModelProto, tensors: Mapping[str, int]) -> onnx.Mod
 
 
 def kernel_histogram(optimized: onnx.ModelProto) -> Counter[str]:
-    """How many kernels of each kind run; layout changes (Transpose, channels-last variants) do not count."""
-    return Counter(node.op_type.removeprefix("Nhwc") for node in optimized.graph.node if node.op_type != "Transpose")
+    """How many kernels of each kind run.
+
+    Layout changes (Transpose, channels-last variants) do not count, nor does it that the runtime gives each reader a
+    DequantizeLinear of its own.
+    """
+    counted: Counter[str] = Counter()
+    dequantized: set[tuple[str, ...]] = set()
+    for node in optimized.graph.node:
+        inputs = tuple(node.input)
+        if node.op_type == "Transpose" or (node.op_type == "DequantizeLinear" and inputs in dequantized):
+            continue
+        if node.op_type == "DequantizeLinear":
+            dequantized.add(inputs)
+        counted[node.op_type.removeprefix("Nhwc")] += 1
+    return counted
 
 
 def _open(model: onnx.ModelProto, level: str, options: Mapping[str, Any]) -> Any:

@@ -66,11 +66,20 @@ def test_more_images_than_a_batch_are_all_compared(program: Path) -> None:
     assert compare_with_torch(program, x, outputs, 1.0).mismatches == 1
 
 
-def test_one_step_in_a_thousand_outputs_passes() -> None:
-    assert TorchComparison(1000, 1, 1, 100.0).passed
-    assert not TorchComparison(999, 1, 1, 100.0).passed
-    assert not TorchComparison(1000, 1, 2, 100.0).passed
-    assert not TorchComparison(1000, 1, 1, 99.9).passed
+def test_one_difference_among_a_million_outputs_fails() -> None:
+    assert TorchComparison(1_000_000, 0, 0, 100.0).passed
+    assert not TorchComparison(1_000_000, 1, 1, 100.0).passed
+    assert TorchComparison(1_000_000, 1, 1, 100.0).row().state == "FAIL"
+
+
+def test_before_an_ending_the_logits_are_compared(tmp_path: Path) -> None:
+    path, module = tmp_path / "soft.pt2", nn.Sequential(Sums(), nn.Softmax(1), nn.LogSoftmax(1))
+    shapes = ({0: torch.export.Dim("n", min=1)},)
+    torch.export.save(torch.export.export(module, (torch.zeros(2, 1, 2, 2),), dynamic_shapes=shapes), path)
+    found = compare_with_torch(path, images(1, 2), np.float32([[1, 0], [2, 0]]), 0.5, before_ending=True)
+    assert found == TorchComparison(4, 0, 0, 100.0)
+    above = np.nextafter(np.float32(1), np.float32(2))
+    assert compare_with_torch(path, images(1), np.float32([[above, 0]]), 0.5, before_ending=True).mismatches == 1
 
 
 def test_the_report_has_the_keys_of_the_contract() -> None:

@@ -14,8 +14,8 @@ from qdq_builder import seal, small_network
 
 from gdfq_export.runtime_checks.errors import CheckError
 from gdfq_export.runtime_checks.golden import read_golden
-from gdfq_export.runtime_checks.hashes import changed_groups, group_hashes
-from gdfq_export.runtime_checks.metadata import read_provenance
+from gdfq_export.runtime_checks.hashes import changed_groups, group_hashes, unhashed_metadata
+from gdfq_export.runtime_checks.metadata import missing_facts, read_provenance
 
 
 def edit(model: onnx.ModelProto, key: str, **changes: Any) -> onnx.ModelProto:
@@ -101,6 +101,78 @@ def test_damaged_vectors_are_refused_in_a_sentence(changes: dict[str, Any]) -> N
 def test_a_later_format_asks_for_an_update() -> None:
     with pytest.raises(CheckError, match="has format 2"):
         read_provenance(edit(seal(small_network()), "gdfq_export", format=2))
+
+
+def without(model: onnx.ModelProto, key: str, *facts: str) -> onnx.ModelProto:
+    """A copy without a metadata entry, or without some of what it says."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    entry = next(item for item in copy.metadata_props if item.key == key)
+    if facts:
+        entry.value = json.dumps({name: value for name, value in json.loads(entry.value).items() if name not in facts})
+    else:
+        copy.metadata_props.remove(entry)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("key", "facts", "missing"),
+    [
+        ("gdfq_export.golden", (), "the golden vectors"),
+        ("gdfq_export", ("fakequant_sha256",), "the checksum of the PyTorch program"),
+        ("gdfq_export", ("float_parts",), "the list of float parts"),
+        ("gdfq_export", ("target",), "the target"),
+        ("gdfq_export", ("input",), "how an image becomes an input"),
+    ],
+)
+def test_what_a_file_of_this_tool_lacks_is_named(key: str, facts: tuple[str, ...], missing: str) -> None:
+    assert missing_facts(seal(small_network())) == []
+    (found,) = missing_facts(without(seal(small_network()), key, *facts))
+    assert missing in found
+
+
+def test_a_file_without_companions_says_so_with_null_and_lacks_nothing() -> None:
+    assert missing_facts(seal(small_network(), fakequant_sha256=None)) == []
+
+
+def test_a_file_with_float_parts_needs_no_golden_vectors() -> None:
+    assert missing_facts(without(seal(small_network(), float_parts=["softmax at a"]), "gdfq_export.golden")) == []
+
+
+def test_a_file_of_another_tool_and_the_float_network_lack_nothing() -> None:
+    assert missing_facts(small_network()) == []
+    alone = small_network()
+    alone.metadata_props.add(key="gdfq_export", value=json.dumps({"format": 1, "input": {"shape": [3, 12, 12]}}))
+    assert missing_facts(alone) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "group"),
+    [
+        ({"input": {"format": "float-nchw", "shape": [3, 12, 12], "mean": [0.4] * 3}}, "gdfq_export/input"),
+        ({"float_parts": ["softmax at a"]}, "gdfq_export/facts"),
+        ({"target": "arm64"}, "gdfq_export/facts"),
+        ({"fakequant_sha256": "0"}, "gdfq_export/facts"),
+    ],
+)
+def test_a_changed_fact_is_found_by_its_hash(changes: dict[str, Any], group: str) -> None:
+    assert changed_groups(seal(small_network())) == []
+    assert changed_groups(edit(seal(small_network()), "gdfq_export", **changes)) == [group]
+
+
+def test_the_order_of_facts_does_not_matter() -> None:
+    model = seal(small_network())
+    entry = next(item for item in model.metadata_props if item.key == "gdfq_export")
+    entry.value = json.dumps(dict(reversed(json.loads(entry.value).items())), indent=1)
+    assert changed_groups(model) == []
+
+
+def test_files_from_before_facts_were_hashed_are_checked_by_the_other_hashes() -> None:
+    model = without(seal(small_network()), "gdfq_export.hashes", "gdfq_export/input", "gdfq_export/facts")
+    assert changed_groups(edit(model, "gdfq_export", target="arm64")) == []
+    assert unhashed_metadata(model) == ["gdfq_export/input", "gdfq_export/facts"]
+    next(item for item in model.graph.initializer if item.name == "stem/scale").raw_data = b"abcd"
+    assert changed_groups(model) == ["stem"]
 
 
 def test_hashes_that_were_taken_out_are_missed() -> None:

@@ -95,6 +95,17 @@ def test_a_damaged_simulation_is_one_sentence(tmp_path: Path, capsys: pytest.Cap
     assert "its simulation lacks a number" in capsys.readouterr().err
 
 
+def test_what_is_missing_is_a_note_and_fails_strictly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = seal(small_network())
+    model.metadata_props.remove(next(item for item in model.metadata_props if item.key == "gdfq_export.golden"))
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    assert main(["verify", str(path), "--samples", "1"]) == 0
+    assert "note  says that it was made by this tool and lacks the golden vectors" in capsys.readouterr().out
+    assert main(["verify", str(path), "--samples", "1", "--strict"]) == 1
+    assert "FAIL  says that it was made by this tool and lacks the golden vectors" in capsys.readouterr().out
+
+
 def test_activations_and_findings_are_in_the_report(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = report_of(capsys, path, "--samples", "5")
     assert report["findings"] == []
