@@ -77,10 +77,11 @@ def test_a_network_that_ends_in_softmax_is_quantized_up_to_its_logits(
     out = str(tmp_path / "soft.v1")  # a name without .onnx has its companions beside it too
     assert main([*build(folder, "soft"), "--method", "calibrate", "--out", out]) == 0
     capsys.readouterr()
-    assert main(["verify", out, "--json", "--samples", "4"]) == 0
+    assert main(["verify", out, "--json", "--samples", "4", "--strict"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["torch"]["top1_agreement"] == 100.0
-    assert report["float_ops"] == []
+    assert (report["torch"]["mismatches"], report["torch"]["top1_agreement"]) == (0, 100.0)
+    assert (report["golden"]["mismatches"], report["missing"]) == (0, [])
+    assert (report["float_ops"], len(report["endings"])) == ([], 1)
 
 
 def test_bytes_from_a_camera_are_normalised_inside_the_graph_in_integers(

@@ -34,8 +34,10 @@ def test_what_is_named_stays_float_and_is_listed(pattern: str, tmp_path: Path) -
     settings = dataclasses.replace(SETTINGS, allow_float=pattern)
     facts = run(loaded(normalised()), settings, tmp_path / "model.onnx", companions=False)
     assert [part.split(" (")[0] for part in facts["float_parts"]] == ["instance_norm at norm"]
-    result = verify_model(tmp_path / "model.onnx", samples=2)
+    result = verify_model(tmp_path / "model.onnx", samples=2, strict=True)
     assert result.passed
+    assert result.golden is None
+    assert result.missing == ()
     assert {operator.op for operator in result.coverage.float_operators} == {"InstanceNormalization"}
 
 
