@@ -170,7 +170,7 @@ def train_generator(
     stopwatch = stopwatch or Stopwatch(schedule.budget_seconds)
     checkpoint = checkpoint or Checkpoint()
     planned = schedule.warmup_steps if schedule.ablations.trains_generator else 0
-    if not schedule.ablations.alternating:
+    if schedule.ablations.trains_generator and not schedule.ablations.alternating:
         planned += schedule.steps  # separate training: all of the generator's steps come first
     if (saved := checkpoint.load(GENERATOR_STAGE)) is not None:
         restore_generator(state, saved["generator"])

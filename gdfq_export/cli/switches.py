@@ -30,7 +30,7 @@ READERS: Mapping[str, tuple[Method, ...]] = MappingProxyType(
         "no_student_ce": ("gdfq",),
         "no_student_kd": ("gdfq",),
         "moving_statistics": ("gdfq",),
-        "separate": ("gdfq",),
+        "separate": ("gdfq", "calibrate"),
         "stop_threshold": ("gdfq",),
         "keep_trained": ("gdfq",),
     }

@@ -60,7 +60,7 @@ class Generated:
     def __init__(self, task: Task, teacher: Teacher) -> None:
         self.task, self.teacher, self.schedule = task, teacher, task.settings.schedule
         self.state = start_generator(teacher, task.image, self.schedule, task.settings.seed)
-        self.stopped = False  # by the threshold
+        self.stopped = not self.schedule.ablations.alternating
         self.recognised = 0  # images of this epoch that the teacher gives their label
 
     def warm_up(self, stopwatch: Stopwatch, share: float = WARMUP_SHARE) -> None:
@@ -82,7 +82,7 @@ class Generated:
     def next(self, step: int, decay: float) -> GeneratorStep:
         """Images from before the update that they cause."""
         schedule = self.schedule
-        if self.stopped or not schedule.ablations.alternating:
+        if self.stopped:
             return look(self.state, self.teacher, schedule.batch)
         self.state.optimizer.param_groups[0]["lr"] = schedule.generator_lr * decay
         seen = update_generator(self.state, self.teacher, schedule)

@@ -101,7 +101,7 @@ def test_a_width_that_cannot_be_had_is_a_usage_error(
         (["--no-student-ce", "--no-student-kd"], "without a loss"),
         (["--separate", "--stop-threshold", "95"], "leave one of them out"),
         (["--stop-threshold", "0"], "up to 100"),
-        (["--method", "calibrate", "--separate"], "use it with gdfq"),
+        (["--method", "calibrate", "--keep-trained"], "use it with gdfq"),
         (["--method", "calibrate", "--ranges", "learned"], "use it with gdfq"),
         (["--method", "recon", "--no-generator-ce"], "gdfq or calibrate"),
         (["--no-generator-ce"], "--method auto: use it with gdfq or calibrate"),

@@ -17,7 +17,7 @@ import pytest
 import torch
 import typer
 from torch import Tensor, nn
-from user_folder import SIZE, build, fails
+from user_folder import GOOD, HEAD, SIZE, build, fails
 
 from gdfq_export.ablations import Ablations
 from gdfq_export.cli import main
@@ -188,9 +188,10 @@ def flat(value: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def changes(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., set[str]]:
+def changes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., set[str]]:
     """What an option changes of the settings, beside other options."""
     work = tmp_path_factory.mktemp("changes")
+    (work / "net.py").write_text(HEAD + GOOD)
 
     def asked(words: list[str]) -> dict[str, Any]:
         seen: list[dict[str, Any]] = []
@@ -203,7 +204,7 @@ def changes(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
             patch.setattr("gdfq_export.pipeline.run", run)
             patch.setattr("gdfq_export.cli.image_folder.ImageFolder", lambda path, loaded: str(path))
             patch.chdir(work)
-            assert main([*build(folder), *words, "--out", "x.onnx", "--json"]) == 0
+            assert main([*build(work), *words, "--out", "x.onnx", "--json"]) == 0
         return seen[0]
 
     def of(option: str, beside: list[str]) -> set[str]:

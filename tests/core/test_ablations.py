@@ -110,6 +110,8 @@ def test_a_generator_without_losses_stays_as_it_starts(prepared: Prepared) -> No
     assert all(torch.equal(old, new) for old, new in zip(before, state.model.parameters(), strict=True))
     assert not torch.equal(first.images, second.images)  # new noise every time
     assert outcome(prepared, generator_cross_entropy=False, generator_statistics=False).figures["generator_steps"] == 0
+    parts = {"generator_cross_entropy": False, "generator_statistics": False, "alternating": False}
+    assert outcome(prepared, **parts).figures["generator_steps"] == 0  # and it ends
 
 
 @pytest.mark.parametrize(
