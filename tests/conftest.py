@@ -6,8 +6,16 @@ import os
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 LONGEST = ("test_docs.py", "test_quantize.py", "test_random_networks.py")
+settings.register_profile(
+    "steady",
+    deadline=None,  # a busy machine is no failure
+    derandomize=True,  # the same examples in every run
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("steady")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start: the cores are taken
 
 

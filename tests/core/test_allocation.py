@@ -30,7 +30,7 @@ def every_allocation(choices: dict[str, list[Choice]]) -> list[tuple[int, float]
 
 
 @given(PROBLEMS, st.integers(-1, 60))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_allocation_within_the_budget_is_better(table: list[list[tuple[int, int]]], budget: int) -> None:
     choices = problem(table)
     best = min((loss for cost, loss in every_allocation(choices) if cost <= budget), default=None)
@@ -39,7 +39,7 @@ def test_no_allocation_within_the_budget_is_better(table: list[list[tuple[int, i
 
 
 @given(PROBLEMS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_front_is_every_undominated_point_and_no_other(table: list[list[tuple[int, int]]]) -> None:
     choices = problem(table)
     points = set(every_allocation(choices))
@@ -51,7 +51,7 @@ def test_the_front_is_every_undominated_point_and_no_other(table: list[list[tupl
 
 
 @given(PROBLEMS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_widths_of_an_allocation_add_up_to_what_it_says(table: list[list[tuple[int, int]]]) -> None:
     choices = problem(table)
     for allocation in pareto_front(choices):

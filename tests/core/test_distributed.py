@@ -41,7 +41,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     folder = tmp_path_factory.mktemp("distributed")
     started = [(count, process) for count in (1, 2) for process in start(folder / f"{count}.pt", count)]
     for _, process in started:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=1800)
         assert process.returncode == 0, errors
     return {count: torch.load(folder / f"{count}.pt", weights_only=True) for count in (1, 2)}
 
@@ -107,8 +107,8 @@ def test_a_process_whose_peer_dies_says_so_and_how_to_go_on(tmp_path: Path) -> N
         "        sum_over_all(torch.ones(1))\n"
     )
     first, second = start(tmp_path / "none", 2, script)
-    _, errors = first.communicate(timeout=120)
-    second.communicate(timeout=120)
+    _, errors = first.communicate(timeout=1800)
+    second.communicate(timeout=1800)
     assert first.returncode != 0
     assert "LostProcessError: another of the 2 processes ended" in errors
     assert "--resume" in errors

@@ -44,7 +44,7 @@ scales = st.floats(2.0**-10, 1.0, width=32)
 codes = st.integers(0, 255)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(scales, codes, scales, codes, scales, codes)
 def test_every_formula_is_within_one_step_of_the_exact_sum(
     sa: float, za: int, sb: float, zb: int, sc: float, zc: int
@@ -57,7 +57,7 @@ def test_every_formula_is_within_one_step_of_the_exact_sum(
         assert all(abs(int(table[i, j]) - nearest) <= 1 for table in found)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(scales, codes, codes, codes)
 def test_powers_of_two_are_always_invariant(scale: float, za: int, zb: int, zc: int) -> None:
     a, b, c = tensor(scale, za), tensor(scale / 2, zb), tensor(scale * 2, zc)

@@ -115,7 +115,7 @@ positive = st.floats(2.0**-9, 0.25, width=32)
 code = st.integers(0, 255)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(positive, code, positive, code, st.floats(0.5, 4.0), code, st.sampled_from(["add", "mul"]))
 def test_nudged_scales_are_the_same_on_all_instruction_sets(
     sa: float, za: int, sb: float, zb: int, ratio: float, zc: int, op: str
@@ -125,7 +125,7 @@ def test_nudged_scales_are_the_same_on_all_instruction_sets(
     assert is_invariant(op, *(model.tensors[name] for name in "abc"))
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(positive, code, st.floats(-3.0, 3.0), st.floats(0.8, 3.0), code)
 def test_sums_with_a_constant_are_nudged_too(sa: float, za: int, value: float, ratio: float, zc: int) -> None:
     quantized = operator("add_scalar", (Affine(sa, za), Affine(sa, za), Affine(sa * ratio, zc)), value)

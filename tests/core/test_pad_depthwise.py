@@ -133,7 +133,7 @@ def test_every_old_channel_keeps_its_integers_in_the_runtime_too(name: str, bits
 
 
 @given(st.integers(8, 40), st.sampled_from([8, 4, 3, 2]), st.integers(0, 2**31))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_any_number_of_channels_and_bits_can_be_widened(channels: int, bits: int, seed: int) -> None:
     plain = quantize_graph(folded_from(bottleneck(F.relu6, channels)), BitWidths(bits, 8), target="x86-avx2")
     model, x = pad_depthwise(plain), images(count=2, seed=seed)

@@ -39,7 +39,7 @@ def test_an_empty_range_has_the_smallest_scale(unsigned: bool) -> None:
     assert affine_from_range(0.0, 0.0, 255, unsigned=unsigned) == Affine(SMALLEST_SCALE, 0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ranges, ranges, qmaxes, st.booleans())
 def test_zero_is_represented_exactly(a: float, b: float, qmax: int, unsigned: bool) -> None:
     affine = affine_from_range(min(a, b), max(a, b), qmax, unsigned=unsigned)
@@ -49,7 +49,7 @@ def test_zero_is_represented_exactly(a: float, b: float, qmax: int, unsigned: bo
     assert x.item() == 0.0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ranges, ranges, qmaxes)
 def test_both_ends_of_a_range_are_at_most_one_step_away(a: float, b: float, qmax: int) -> None:
     low, high = min(a, b, 0.0), max(a, b, 0.0)
@@ -70,7 +70,7 @@ def test_values_outside_saturate_at_the_ends() -> None:
     assert fake_quantize(x, torch.tensor(0.5), torch.tensor(2.0), 0, 15).tolist() == [-1.0, 6.5]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=20), qmaxes)
 def test_quantizing_twice_changes_nothing(values: list[float], qmax: int) -> None:
     scale, zero = torch.tensor(0.125), torch.tensor(float(qmax // 2))
@@ -105,7 +105,7 @@ def test_a_channel_of_zeros_has_a_positive_scale() -> None:
     assert weight_scales(torch.zeros(1, 4), 127).item() == pytest.approx(SMALLEST_SCALE)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.sampled_from([1, 3, 7, 127]))
 def test_the_found_scale_is_no_worse_than_the_full_range(seed: int, qmax: int) -> None:
     weight = torch.randn(1, 40, generator=torch.Generator().manual_seed(seed))

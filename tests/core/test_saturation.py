@@ -32,7 +32,7 @@ def test_an_odd_number_of_weights_ends_with_a_pair_with_zero() -> None:
     assert pairs(np.array([[5, 6, 7]])).tolist() == [[[5, 6], [7, 0]]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shapes, st.integers(0, 1000))
 def test_from_pairs_is_the_inverse_of_pairs(shape: tuple[int, ...], seed: int) -> None:
     weight = np.random.default_rng(seed).integers(-127, 128, shape)
@@ -90,7 +90,7 @@ def test_the_excess_of_a_lonely_pair_is_taken_from_both_weights() -> None:
     assert np.array_equal(safe[0, 2:], codes[0, 2:])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(layers())
 def test_no_breaking_pair_is_ever_left_and_whole_channels_stay_as_they_were(
     layer: tuple[np.ndarray, np.ndarray, np.ndarray, int],

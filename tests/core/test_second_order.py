@@ -40,7 +40,7 @@ def cost(weight: Tensor, codes: Tensor, scale: Tensor, h: Tensor) -> Tensor:
     return torch.einsum("gok,gkl,gol->go", error, damped, error)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.integers(2, 5))
 def test_it_finds_nearly_the_best_codes(seed: int, size: int) -> None:
     """Against all codes next to the weights; greedy as it is, it may miss the best by a little."""

@@ -109,7 +109,7 @@ def single_convolution(shape: tuple[int, ...], kernel: tuple[int, int], pads: tu
     return Graph(nodes, {"first/weight": weight}, "first")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     channels=st.integers(1, 4),
     kernel=st.tuples(st.integers(3, 12), st.integers(4, 12)),

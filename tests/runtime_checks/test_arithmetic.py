@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import numpy as np
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gdfq_export.runtime_checks.arithmetic import Quantization, dequantize, fma, quantize, requantize
@@ -21,7 +21,6 @@ def nearest_float32(value: Fraction) -> np.float32:
     return min(candidates, key=lambda item: (abs(Fraction(float(item)) - value), item.view(np.uint32) & 1))
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(FLOATS, FLOATS, FLOATS)
 @example(1.0, 1.0 + 2.0**-23, 2.0**-25)
 @example(2.0**-12 + 2.0**-35, 2.0**-12, 1.0 + 2.0**-23)

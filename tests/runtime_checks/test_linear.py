@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gdfq_export.runtime_checks.linear import convolve, exact_dtype, multiply, window_from_attributes
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_a_convolution_is_the_exact_sum(data: st.DataObject) -> None:
     groups = data.draw(st.sampled_from([1, 2, 3]))

@@ -53,21 +53,21 @@ def every_pair(dtype: type = np.uint8) -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(codes, 256).reshape(256, 256), np.tile(codes, 256).reshape(256, 256)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(PARAMETERS, PARAMETERS, PARAMETERS, st.sampled_from([np.uint8, np.int8]))
 def test_add_is_what_the_runtime_computes(a: tuple, b: tuple, c: tuple, dtype: type) -> None:
     params = [quantization(*item, dtype) for item in (a, b, c)]
     assert np.array_equal(run("Add", params, *every_pair(dtype)), pairs.add_fma(*params))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(PARAMETERS, PARAMETERS, PARAMETERS, st.sampled_from([np.uint8, np.int8]))
 def test_mul_is_what_the_runtime_computes(a: tuple, b: tuple, c: tuple, dtype: type) -> None:
     params = [quantization(*item, dtype) for item in (a, b, c)]
     assert np.array_equal(run("Mul", params, *every_pair(dtype)), pairs.mul_x86(*params))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(PARAMETERS, PARAMETERS, PARAMETERS)
 def test_a_broadcast_scalar_on_the_left_exchanges_the_operands_of_add(a: tuple, b: tuple, c: tuple) -> None:
     params = [quantization(*item) for item in (a, b, c)]
@@ -76,7 +76,7 @@ def test_a_broadcast_scalar_on_the_left_exchanges_the_operands_of_add(a: tuple, 
     assert np.array_equal(run("Add", params, left, right[:1].copy()), pairs.add_fma(*params))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(PARAMETERS, PARAMETERS, PARAMETERS, st.integers(0, 255), st.integers(0, 255))
 def test_neon_add_is_fixed_point_with_ties_away_from_zero(a: tuple, b: tuple, c: tuple, left: int, right: int) -> None:
     params = [quantization(*item) for item in (a, b, c)]

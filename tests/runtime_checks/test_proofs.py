@@ -81,7 +81,7 @@ def test_narrow_activations_are_safe_with_any_weights() -> None:
     assert not row(rows, "stem", "saturation").proved  # the input has 8 bits
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(-128, 127), min_size=1, max_size=9), st.integers(1, 255))
 def test_pair_extremes_are_reached_by_some_codes(weights: list[int], largest: int) -> None:
     row = [*weights, *[0] * (len(weights) % 2)]
@@ -93,7 +93,7 @@ def test_pair_extremes_are_reached_by_some_codes(weights: list[int], largest: in
     assert pair_extremes(np.array([weights], np.int8), largest) == (max(sums), min(sums))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 255), st.integers(0, 10**6))
 def test_the_overflow_bound_is_the_extreme_over_all_codes(zero_point: int, seed: int) -> None:
     model = small_network(seed % 7)

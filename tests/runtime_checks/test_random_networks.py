@@ -22,7 +22,7 @@ FEATURES = {
     *(f"{letter}{bits}" for letter in "WA" for bits in range(2, 9)),
     *("odd channels", "odd size", "even size", "deep", "shallow"),
 }
-COMMON = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None)
+COMMON = settings(suppress_health_check=list(HealthCheck), database=None)
 
 
 @torch.no_grad()
