@@ -20,14 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from gdfq_export.errors import GdfqError, UsageError
+from gdfq_export.errors import LostProcessError, UsageError
 
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # set by torchrun
 T = TypeVar("T")
-
-
-class LostProcessError(GdfqError):
-    """Another process of the job has ended."""
 
 
 def size() -> int:

@@ -7,7 +7,8 @@
     ├── InputFileError            4   a file is missing, damaged or does not fit
     │   └── WeightsError          4   weights that do not belong to the network
     ├── OutputFileError           4   the output exists already or cannot be written
-    └── DivergedError             1   training left the range of finite numbers
+    ├── DivergedError             1   training left the range of finite numbers
+    └── LostProcessError          1   another process of the job has ended
 
 A message says what, where, and what to do next, in one sentence. A failed check is a result, not an error.
 """
@@ -55,3 +56,7 @@ class OutputFileError(GdfqError):
 
 class DivergedError(GdfqError):
     """Training produced numbers that are not finite."""
+
+
+class LostProcessError(GdfqError):
+    """Another process of the job has ended; all that are left notice it, and one of them is enough to say so."""

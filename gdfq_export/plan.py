@@ -113,19 +113,16 @@ class Plan:
             table.setdefault(spec.group, []).append(spec)
         return table
 
-    def rows(self) -> list[tuple[str, ...]]:
+    def rows(self) -> list[tuple[str | int, ...]]:
         """The plan as a table: tensor, kind, bits, sign, symmetry, granularity, shares with, reason."""
-        rows: list[tuple[str, ...]] = []
+        rows: list[tuple[str | int, ...]] = []
         for spec in self.tensors.values():
             share = "" if spec.group == spec.name else spec.group
-            rows.append(
-                (spec.name, "tensor", str(spec.bits), "unsigned", spec.symmetry, "per tensor", share, spec.reason)
-            )
+            rows.append((spec.name, "tensor", spec.bits, "unsigned", spec.symmetry, "per tensor", share, spec.reason))
         for weight in self.weights.values():
-            bits = str(weight.bits)
-            rows.append((weight.layer, "weight", bits, "signed", "symmetric", "per channel", "", weight.reason))
+            rows.append((weight.layer, "weight", weight.bits, "signed", "symmetric", "per channel", "", weight.reason))
             reason = "scale = input's scale * weight's scale"
-            rows.append((weight.layer, "bias", "32", "signed", "symmetric", "per channel", "", reason))
+            rows.append((weight.layer, "bias", 32, "signed", "symmetric", "per channel", "", reason))
         return rows
 
 

@@ -33,11 +33,6 @@ def affine_from_range(low: float, high: float, qmax: int, *, unsigned: bool) -> 
     return Affine(scale, int(min(max(round(-low / scale), 0), qmax)))
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
-    """x_hat = s * (clamp(round(x / s) + z, qmin, qmax) - z), without gradients of its own."""
-    return (torch.clamp(torch.round(x / scale) + zero_point, qmin, qmax) - zero_point) * scale
-
-
 def weight_scales(weight: Tensor, qmax: int, *, power: float = 2.4, steps: int = 40) -> Tensor:
     """Per-channel scales (C,) that minimise sum |w - w_hat|^power over clipping ratios 1.0 down to 0.4."""
     flat = weight.detach().flatten(1)  # (C, K)

@@ -7,9 +7,11 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+from gdfq_export import __version__
 from gdfq_export.cli.bench import bench
 from gdfq_export.cli.evaluate import evaluate
 from gdfq_export.cli.inspect import inspect
@@ -17,7 +19,7 @@ from gdfq_export.cli.models import models
 from gdfq_export.cli.quantize import quantize
 from gdfq_export.cli.streams import claim_stdout, drop_stdout, release_stdout
 from gdfq_export.cli.verify import verify
-from gdfq_export.errors import OutputFileError
+from gdfq_export.errors import LostProcessError, OutputFileError
 
 EXIT_BUG = 70  # EX_SOFTWARE: our fault, not the user's
 EXIT_INTERRUPTED = 130
@@ -31,6 +33,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"gdfq-export {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
 for command in (quantize, verify, inspect, bench, evaluate, models):
     app.command()(command)
 
@@ -66,14 +85,14 @@ def _run(words: list[str]) -> int:
         return _fail(text, EXIT_BUG, words, debug)
     except Exception as error:
         code = getattr(error, "exit_code", EXIT_BUG)
-        if hasattr(error, "format_message"):  # a click usage error
+        if hasattr(error, "format_message"):  # a usage error of the parser
             return _fail(error.format_message(), code, words, debug)
-        if type(error).__name__ == "Abort":
+        if isinstance(error, typer.Abort):
             return _interrupted(words, debug)
         if code == EXIT_BUG:
             text = f"unexpected {type(error).__name__}: {error} (a bug of ours; run again with --debug and report it)"
             return _fail(text, code, words, debug)
-        if type(error).__name__ == "LostProcessError" and os.environ.get("RANK") != "0":
+        if isinstance(error, LostProcessError) and os.environ.get("RANK") != "0":
             return int(code)  # process 0 says it for all that are left
         return _fail(str(error), code, words, debug)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,10 +15,14 @@ from gdfq_export.cli.options import max_memory_bytes
 from gdfq_export.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from gdfq_export.runtime_checks.bench import Comparison, Latency
     from gdfq_export.runtime_checks.profile import Profile
 
 MAX_THREADS = 1024
+FILE = "file"  # heading of the column of names
+FEWEST = 8  # characters of a name, however narrow the terminal
 
 
 def bench(
@@ -108,23 +114,56 @@ def _round(value: float | None) -> float | None:
 
 def _print_table(model: Path, baseline: Path | None, results: list[Comparison]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table("threads", "file", title="milliseconds, batch 1")
-    for heading in ("p50", "p90", "p99", "mean", "load", "MB", "runs"):
-        table.add_column(heading, justify="right")
-    for result in results:
-        for file, latency in ((model, result.model), (baseline, result.baseline)):
-            if file is not None and latency is not None:
-                times = (latency.p50_ms, latency.p90_ms, latency.p99_ms, latency.mean_ms)
-                memory = "-" if latency.memory_mb is None else f"{latency.memory_mb:.0f}"
-                cells = [*(f"{value:.3f}" for value in times), f"{latency.load_ms:.0f}", memory, str(latency.runs)]
-                table.add_row(str(result.threads), file.name, *cells)
-    Console().print(table)
+    console = Console()
+    width = console.measure(_table(["", ""], results)).maximum
+    room = max(console.width - width + len(FILE), FEWEST)
+    console.print(_table(shown_names([model, baseline or model], room), results))
     for result in results:
         if result.speedup is not None:
             interval = f"95 % interval {result.speedup_low:.2f} to {result.speedup_high:.2f}"
             print(f"{_threads(result)}: speedup {result.speedup:.2f} ({interval})")
+
+
+def _table(names: Sequence[str], results: list[Comparison]) -> Table:
+    """A row for each network and number of threads; without lines between columns, so that names have room."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("threads", FILE, title="milliseconds, batch 1", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("p50", "p90", "p99", "mean", "load", "MB", "runs"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        for name, latency in zip(names, (result.model, result.baseline), strict=True):
+            if latency is not None:
+                times = (latency.p50_ms, latency.p90_ms, latency.p99_ms, latency.mean_ms)
+                memory = "-" if latency.memory_mb is None else f"{latency.memory_mb:.0f}"
+                cells = [*(f"{value:.3f}" for value in times), f"{latency.load_ms:.0f}", memory, str(latency.runs)]
+                table.add_row(str(result.threads), Text(name), *cells)
+    return table
+
+
+def shown_names(files: Sequence[Path], width: int) -> list[str]:
+    """Both names in so many characters, cut in the middle where they are longer, and never the same."""
+    first, second = (file.name for file in files)
+    if first == second:
+        first, second = map(str, files)
+    if first == second:
+        second += " (baseline)"
+    names = [_cut(name, width) for name in (first, second)]
+    if names[0] != names[1]:
+        return names
+    common = next(i for i, (a, b) in enumerate(zip_longest(first, second)) if a != b)
+    return [f"…{_cut(name[common:], width - 1)}" for name in (first, second)]
+
+
+def _cut(name: str, width: int) -> str:
+    """The beginning and, which says more, the end of a name."""
+    if len(name) <= width:
+        return name
+    end = 2 * (width - 1) // 3
+    return f"{name[: width - 1 - end]}…{name[-end:]}"
 
 
 def _print_profile(profile: Profile) -> None:

@@ -381,14 +381,15 @@ def _print_plan(prepared: Prepared, settings: Settings, as_json: bool) -> None:
     columns = ("name", "kind", "bits", "sign", "symmetry", "granularity", "shares range with", "reason")
     rows = prepared.plan.rows()
     if as_json:
-        print(json.dumps({"plan": [dict(zip(columns, row, strict=True)) for row in rows]}))
+        bits = {"weight": settings.bits.weight, "activation": settings.bits.activation}
+        print(json.dumps({"bits": bits, "plan": [dict(zip(columns, row, strict=True)) for row in rows]}))
         return
     from rich.console import Console
     from rich.table import Table
 
     table = Table(*columns, title=f"quantization plan of {prepared.loaded.name}")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(str, row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)

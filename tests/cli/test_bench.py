@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from gdfq_export.cli.bench import find_baseline, parse_threads
+from gdfq_export.cli.bench import find_baseline, parse_threads, shown_names
 from gdfq_export.errors import UsageError
 
 TIMES = {"p50_ms", "p90_ms", "p99_ms", "mean_ms", "runs"}
@@ -55,6 +56,42 @@ def test_the_table_goes_to_stdout(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "p99" in done.stdout
     assert "1 thread: speedup " in done.stdout
+
+
+@pytest.mark.parametrize("width", [9, 12, 22, 60])
+@pytest.mark.parametrize(
+    ("model", "baseline"),
+    [
+        ("model.onnx", "model.fp32.onnx"),
+        ("mobilenetv2_w1_w4a4_gdfq_seed_0.onnx", "mobilenetv2_w1_w4a4_gdfq_seed_0.fp32.onnx"),
+        (f"{'a' * 40}x{'b' * 40}.onnx", f"{'a' * 40}y{'b' * 40}.onnx"),
+        ("one/model.onnx", "two/model.onnx"),
+        (f"{'a' * 40}/x/{'b' * 40}.onnx", f"{'a' * 40}/y/{'b' * 40}.onnx"),
+        ("model.onnx", "model.onnx"),
+    ],
+)
+def test_names_in_the_table_are_cut_in_the_middle_and_never_the_same(model: str, baseline: str, width: int) -> None:
+    shown = shown_names([Path(model), Path(baseline)], width)
+    assert len(set(shown)) == 2
+    assert all(len(name) <= width for name in shown)
+    if width == 60 and model == "model.onnx":
+        assert shown[0] == model
+
+
+def test_at_80_columns_both_files_can_be_told_apart_with_all_their_figures(tmp_path: Path) -> None:
+    path = network(tmp_path / "resnet20_cifar10_at_4_bits.onnx")
+    network(path.with_suffix(".fp32.onnx"))
+    done = subprocess.run(
+        [sys.executable, "-m", "gdfq_export", "bench", path, "--threads", "1,2", "--runs", "5"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    rows = [line.split() for line in done.stdout.splitlines() if ".onnx" in line]
+    assert len({row[1] for row in rows}) == 2
+    assert {len(row) for row in rows} == {9}
+    assert "resnet…_4_bits.onnx" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 a zip", b"text, not a model" * 20])

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import typer
 
+from gdfq_export import __version__
+from gdfq_export.cli import main
 from gdfq_export.cli.app import app
 
 HEAVY = ("torch", "onnx", "onnxruntime", "pytorchcv", "numpy", "PIL", "onnx_ir", "onnxsim", "safetensors")
@@ -39,13 +41,20 @@ def registered() -> dict[str, Any]:
     return commands
 
 
-@pytest.mark.parametrize("words", [["--help"], *([command, "--help"] for command in COMMANDS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)], ids=" ".join
+)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     assert imported_after(words) == []
 
 
 def test_the_list_of_models_imports_nothing_heavy() -> None:
     assert imported_after(["models", "--json"]) == []
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gdfq-export {__version__}\n"
 
 
 def test_the_program_has_the_commands_of_the_contract() -> None:

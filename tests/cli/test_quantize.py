@@ -150,7 +150,11 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*build(folder), "--bits", "4", "--out", str(tmp_path / "x.onnx"), "--dry-run", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)["plan"]
+    report = json.loads(capsys.readouterr().out)
+    plan = report["plan"]
+    assert report["bits"] == {"weight": 4, "activation": 4}
+    assert {row["bits"] for row in plan if row["kind"] == "weight"} == {4}
+    assert {row["bits"] for row in plan if row["kind"] == "tensor"} == {4, 8}  # the image and the logits have 8
     assert {row["kind"] for row in plan} == {"tensor", "weight", "bias"}
     assert all(row["reason"] for row in plan)
     assert list(tmp_path.iterdir()) == []

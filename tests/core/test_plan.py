@@ -292,7 +292,7 @@ def test_what_moves_codes_has_a_source_in_its_group(name: str) -> None:
 def test_the_table_has_a_row_for_each_tensor_and_two_for_each_layer() -> None:
     plan = plan_of(("conv", "conv", (INPUT,)), ("act", "relu", ("conv",)), bits=W4A4)
     kinds = [row[:3] for row in plan.rows()]
-    expected = [(INPUT, "tensor", "8"), ("act", "tensor", "8"), ("conv", "weight", "4"), ("conv", "bias", "32")]
+    expected = [(INPUT, "tensor", 8), ("act", "tensor", 8), ("conv", "weight", 4), ("conv", "bias", 32)]
     assert kinds == expected
 
 

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gdfq_export.fakequant import fake_quantize
 from gdfq_export.quantizers import (
     SMALLEST_SCALE,
     Affine,
     affine_from_range,
-    fake_quantize,
     quantize_weight,
     weight_scales,
 )
@@ -44,7 +44,7 @@ def test_an_empty_range_has_the_smallest_scale(unsigned: bool) -> None:
 def test_zero_is_represented_exactly(a: float, b: float, qmax: int, unsigned: bool) -> None:
     affine = affine_from_range(min(a, b), max(a, b), qmax, unsigned=unsigned)
     zero = torch.zeros(())
-    x = fake_quantize(zero, torch.tensor(affine.scale), torch.tensor(float(affine.zero_point)), 0, qmax)
+    x = fake_quantize(zero, torch.tensor(affine.scale), affine.zero_point, 0, qmax)
     assert 0 <= affine.zero_point <= qmax
     assert x.item() == 0.0
 
@@ -61,19 +61,19 @@ def test_both_ends_of_a_range_are_at_most_one_step_away(a: float, b: float, qmax
 
 def test_rounding_is_half_to_even() -> None:
     x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5])
-    rounded = fake_quantize(x, torch.tensor(1.0), torch.tensor(10.0), 0, 255)
+    rounded = fake_quantize(x, torch.tensor(1.0), 10, 0, 255)
     assert rounded.tolist() == [0.0, 2.0, 2.0, 0.0, -2.0]
 
 
 def test_values_outside_saturate_at_the_ends() -> None:
     x = torch.tensor([-100.0, 100.0])
-    assert fake_quantize(x, torch.tensor(0.5), torch.tensor(2.0), 0, 15).tolist() == [-1.0, 6.5]
+    assert fake_quantize(x, torch.tensor(0.5), 2, 0, 15).tolist() == [-1.0, 6.5]
 
 
 @settings(max_examples=50)
 @given(st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=20), qmaxes)
 def test_quantizing_twice_changes_nothing(values: list[float], qmax: int) -> None:
-    scale, zero = torch.tensor(0.125), torch.tensor(float(qmax // 2))
+    scale, zero = torch.tensor(0.125), qmax // 2
     once = fake_quantize(torch.tensor(values), scale, zero, 0, qmax)
     assert torch.equal(fake_quantize(once, scale, zero, 0, qmax), once)
 
