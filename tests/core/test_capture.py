@@ -71,6 +71,65 @@ def test_in_place_operations_are_captured_as_functions() -> None:
     assert torch.equal(FloatProgram(canonicalize(capture(model, SHAPE)))(x), model(x))
 
 
+def test_a_change_of_the_images_in_place_is_no_result() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x -= 0.1
+        return m.fc(pooled(F.relu(m.conv(x.mul_(2.0)))))
+
+    model = classifier(forward)
+    for graph in (capture(model, SHAPE), capture(export_program(model, SHAPE), SHAPE)):
+        x = images()
+        # one rounding apart at most: a subtraction is an addition in the graph
+        assert torch.allclose(FloatProgram(canonicalize(graph))(x), model(x.clone()), atol=1e-6)
+
+
+def counting(function: Callable[[nn.Module, Tensor], Tensor]) -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        m.count += 1
+        return function(m, m.fc(pooled(m.conv(x))))
+
+    model = classifier(forward)
+    model.register_buffer("count", torch.zeros(1))
+    return model
+
+
+def test_a_buffer_that_only_counts_is_no_result() -> None:
+    model, x = counting(lambda m, logits: logits), images()
+    assert torch.equal(FloatProgram(capture(model, SHAPE))(x), model(x))
+
+
+def test_a_buffer_that_changes_the_result_from_run_to_run_is_refused() -> None:
+    assert "changes its buffer count each time" in refusal(counting(lambda m, logits: logits * m.count))
+
+
+def test_a_network_without_classes_is_refused() -> None:
+    message = refusal(Net(lambda m, x: m.fc(pooled(x)), fc=nn.Linear(3, 0)))
+    assert "linear at fc" in message
+    assert "gives an empty tensor, of shape [0] for each image" in message
+
+
+def test_values_that_are_not_finite_are_found_wherever_they_stand() -> None:
+    model = classifier(lambda m, x: m.fc(pooled(m.conv(x)) * torch.tensor([1.0, float("inf"), 1.0, 1.0])))
+    assert "holds values that are not finite" in refusal(model)
+    model = classifier()
+    model.norm.weight[2] = float("nan")
+    assert "norm.weight, the weight of batch_norm at norm" in refusal(model)
+
+
+@pytest.mark.parametrize(("variance", "eps"), [(-1.0, 1e-5), (0.0, 0.0)])
+def test_a_variance_that_cannot_be_divided_by_is_refused(variance: float, eps: float) -> None:
+    model = classifier()
+    model.norm.running_var[1], model.norm.eps = variance, eps
+    assert "norm.running_var, the variance of batch_norm at norm" in refusal(model)
+
+
+def test_a_program_that_takes_bytes_is_refused() -> None:
+    model = classifier(lambda m, x: m.fc(pooled(m.conv(x.float() / 255))))
+    shapes = ({0: Dim("n")},)
+    program = torch.export.export(model, (torch.zeros(2, *SHAPE, dtype=torch.uint8),), dynamic_shapes=shapes)
+    assert "takes images in torch.uint8" in refusal(program)
+
+
 def test_a_module_used_twice_is_captured_twice_with_one_set_of_weights() -> None:
     model = randomize(Net(lambda m, x: m.fc(pooled(m.conv(F.relu(m.conv(x))))), conv=nn.Conv2d(3, 3, 3), fc=head(3)))
     graph = capture(model, SHAPE)

@@ -96,14 +96,46 @@ def test_a_factory_that_makes_no_network_is_one_sentence(
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("x = 1\nx = (", r"SyntaxError.*\(line 2\)"),
-        ("import torch\n\nraise OSError('disk')", r"OSError: disk \(line 3\)"),
+        ("x = 1\nx = (", r"SyntaxError at bad\.py:2: "),
+        ("import torch\n\nraise OSError('disk')", r"OSError at bad\.py:3: disk$"),
+        ("import sys\nsys.exit()", r"it ends the program with sys\.exit\(\) at bad\.py:2$"),
+        ("raise SystemExit('enough')", r"it ends the program with sys\.exit\('enough'\) at bad\.py:1$"),
+        ("from helper import x", r"ZeroDivisionError at helper\.py:2: division by zero$"),
     ],
 )
 def test_a_file_that_cannot_be_imported_names_the_line(tmp_path: Path, code: str, message: str) -> None:
     (tmp_path / "bad.py").write_text(code)
+    (tmp_path / "helper.py").write_text("y = 0\nx = 1 / y\n")
     with pytest.raises(InputFileError, match=f"bad.py cannot be imported: .*{message}"):
         module_from_factory(f"{tmp_path}/bad.py:make", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        ("sys.exit(0)", r"it ends the program with sys\.exit\(0\) at exits\.py:3$"),
+        ("raise GeneratorExit", r"GeneratorExit at exits\.py:3$"),
+        ("torch.zeros(2, 3) @ torch.zeros(2, 3)", r"RuntimeError at exits\.py:3: mat1 and mat2"),
+    ],
+)
+def test_a_factory_that_ends_the_program_is_one_sentence(tmp_path: Path, raised: str, message: str) -> None:
+    (tmp_path / "exits.py").write_text(f"import sys, torch\ndef make():\n    {raised}\n")
+    with pytest.raises(InputFileError, match=rf"make\(\) of .*, called without arguments, failed: {message}"):
+        module_from_factory(f"{tmp_path}/exits.py:make", seed=0)
+
+
+def test_ctrl_c_in_a_factory_stays_an_interruption(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("def make():\n    raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        module_from_factory(f"{tmp_path}/net.py:make", seed=0)
+
+
+def test_what_a_file_sets_for_all_of_pytorch_is_taken_back(tmp_path: Path) -> None:
+    code = "import torch\ntorch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\n"
+    (tmp_path / "net.py").write_text(code + "torch.set_default_device('meta')\nmake = torch.nn.ReLU\n")
+    module_from_factory(f"{tmp_path}/net.py:make", seed=0)
+    after = torch.zeros(1)
+    assert (after.dtype, after.device.type, torch.is_grad_enabled()) == (torch.float32, "cpu", True)
 
 
 def test_specs_are_told_apart_from_names() -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gdfq_export.errors import InputFileError, UnknownModelError, UsageError, WeightsError
+from gdfq_export.errors import InputFileError, UnknownModelError, UnsupportedModelError, UsageError, WeightsError
 from gdfq_export.models import download, sources
 from gdfq_export.models.architectures import build_architecture
+from gdfq_export.models.factories import module_from_factory
 from gdfq_export.models.sources import load_model
 from gdfq_export.models.state import sha256_of
 from gdfq_export.models.table import find_model
@@ -145,6 +146,52 @@ def test_a_size_that_the_network_cannot_take_is_found_at_once() -> None:
 def test_a_size_that_a_factory_cannot_take_is_found_at_once(factory: str) -> None:
     with pytest.raises(UsageError, match=r"cannot run an image of 3x224x224 \(see --input-size\)"):
         load_model(factory.replace("make", "crop"))
+
+
+def broken(tmp_path: Path, line: str) -> str:
+    (tmp_path / "broken.py").write_text(FACTORY + f"\ndef broken():\n    net = make()\n    {line}\n    return net\n")
+    return f"{tmp_path}/broken.py:broken"
+
+
+SIZED = {"input_size": (3, 8, 8), "mean": (0.5,), "std": (0.5,)}
+BROKEN = [
+    ("net[0].weight.data[1] = float('nan')", r"0\.weight holds values that are not finite"),
+    ("net[1].running_mean[1] = float('inf')", r"1\.running_mean holds values that are not finite"),
+    ("net[1].running_var[2] = -1", r"1\.running_var holds negative values"),
+    ("net[4].bias.data[0] = float('-inf')", r"4\.bias holds values that are not finite"),
+    ("net.register_buffer('extra', torch.full((2,), float('nan')), persistent=False)", "extra holds values that are"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BROKEN)
+def test_values_that_no_network_has_are_found_in_what_a_factory_makes(line: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        load_model(broken(tmp_path, line), **SIZED)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("line", "message"), BROKEN[:4])
+def test_values_that_no_network_has_are_found_in_files(line: str, message: str, tmp_path: Path) -> None:
+    module = module_from_factory(broken(tmp_path, line), seed=0).eval()
+    save_file(module.state_dict(), tmp_path / "w.safetensors")
+    torch.save(module, tmp_path / "net.pt")
+    shapes = ({0: torch.export.Dim("n")},)
+    torch.export.save(
+        torch.export.export(module, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=shapes), tmp_path / "net.pt2"
+    )
+    good = broken(tmp_path, "pass")
+    for spec, options in (
+        (good, {"weights": tmp_path / "w.safetensors"}),
+        (f"{tmp_path}/net.pt", {"allow_pickle": True}),
+        (f"{tmp_path}/net.pt2", {}),
+    ):
+        with pytest.raises(WeightsError, match=message) as caught:
+            load_model(spec, **SIZED, **options)  # type: ignore[arg-type]
+        assert caught.value.exit_code == 4
+
+
+def test_a_network_without_values_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"0\.weight has no values .*meta device"):
+        load_model(broken(tmp_path, "net = net.to('meta')"), **SIZED)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
