@@ -81,6 +81,9 @@ def _run(words: list[str]) -> int:
         drop_stdout()
         return 0
     except SystemExit as error:  # of a library: what users' code raises is told apart where it runs
+        if isinstance(error.__context__, BrokenPipeError):  # as click ends then
+            drop_stdout()
+            return 0
         text = f"unexpected sys.exit({error.code!r}) (a bug of ours; run again with --debug and report it)"
         return _fail(text, EXIT_BUG, words, debug)
     except Exception as error:

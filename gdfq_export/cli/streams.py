@@ -10,9 +10,33 @@ from __future__ import annotations
 import io
 import os
 import sys
-from contextlib import AbstractContextManager, redirect_stdout
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 
 from gdfq_export.errors import OutputFileError
+
+
+class Results(io.TextIOWrapper):
+    """Standard output of the process, whose failure to take a result is an error of the output, not a bug of ours."""
+
+    def write(self, text: str, /) -> int:
+        with _failing_as_output():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _failing_as_output():
+            super().flush()
+
+
+@contextmanager
+def _failing_as_output() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads on, which the caller takes for an end
+        raise
+    except OSError as error:
+        drop_stdout()
+        raise OutputFileError(f"cannot write to standard output: {error.strerror or error}") from error
 
 
 def claim_stdout() -> None:
@@ -28,7 +52,7 @@ def claim_stdout() -> None:
         os.dup2(2, 1)
     except OSError:  # no stderr either
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.stdout = io.TextIOWrapper(
+    sys.stdout = Results(
         results,
         encoding=sys.stdout.encoding,
         errors=sys.stdout.errors,
@@ -38,16 +62,11 @@ def claim_stdout() -> None:
 
 def release_stdout() -> None:
     """Writes out the last results; what is printed from here on, like by `atexit`, goes to stderr."""
-    results = sys.stdout
-    if results is None:
-        return
     try:
-        results.flush()
-    except BrokenPipeError:  # nobody reads on
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
         drop_stdout()
-    except OSError as error:
-        drop_stdout()
-        raise OutputFileError(f"cannot write to standard output: {error.strerror or error}") from error
     finally:
         sys.stdout = sys.stderr
 

@@ -20,7 +20,7 @@ def shout(where):
     print("print in", where)
     sys.__stdout__.write(f"__stdout__ in {where}\\n")
     os.write(1, f"write in {where}\\n".encode())
-    subprocess.run([sys.executable, "-c", f"print('child in {where}')"])
+    subprocess.run(["echo", f"child in {where}"])
     ctypes.CDLL(None).printf(f"printf in {where}\\n".encode())
 
 shout("file")
@@ -55,13 +55,15 @@ def talks():
 """
 
 
-def quantize(
-    folder: Path, factory: str, *words: str, stdout: int | None = subprocess.PIPE
-) -> subprocess.CompletedProcess[str]:
+def quantize(folder: Path, factory: str, *words: str) -> subprocess.CompletedProcess[str]:
     (folder / "net.py").write_text(HEAD + GOOD + LOUD)
-    command = [sys.executable, "-m", "gdfq_export", "quantize", "--model", f"{folder}/net.py:{factory}", *SIZE]
-    command += ["--out", str(folder / "x.onnx"), "--dry-run", *words]
-    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    words = ("--model", f"{folder}/net.py:{factory}", *SIZE, "--out", str(folder / "x.onnx"), "--dry-run", *words)
+    return command("quantize", *words)
+
+
+def command(*words: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    whole = [sys.executable, "-m", "gdfq_export", *words]
+    return subprocess.run(whole, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -93,18 +95,18 @@ def test_a_whole_run_keeps_stdout_for_its_result(tmp_path: Path, capsys: pytest.
     assert "in the factory" in captured.err
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+def test_a_reader_that_goes_away_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = quantize(tmp_path, "build", "--json", stdout=writing)
+    done = command("models", "--json", stdout=writing)
     os.close(writing)
-    assert (done.returncode, "Traceback" in done.stderr, "BrokenPipe" in done.stderr) == (0, False, False), done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_full_disk_behind_stdout_is_one_sentence(tmp_path: Path) -> None:
+def test_a_full_disk_behind_stdout_is_one_sentence() -> None:
     if not Path("/dev/full").exists():
         return
     with Path("/dev/full").open("wb") as full:
-        done = quantize(tmp_path, "build", "--json", stdout=full.fileno())
+        done = command("models", "--json", stdout=full.fileno())
     assert done.returncode == 4
-    assert done.stderr.splitlines()[-1].startswith("gdfq-export: cannot write to standard output: ")
+    assert done.stderr.startswith("gdfq-export: cannot write to standard output: ")
