@@ -23,6 +23,7 @@ from gdfq_export.errors import InputFileError
 from gdfq_export.files import atomic_path, remove_leftovers
 from gdfq_export.generator import ImageSpec
 from gdfq_export.graph import Graph, digest_of
+from gdfq_export.meaning import meaning_of
 from gdfq_export.settings import Distillation
 
 FACTS = "gdfq_export.images"
@@ -73,7 +74,10 @@ class ImageStore:
 def facts_of(graph: Graph, spec: ImageSpec, schedule: Distillation, seed: int) -> dict[str, str]:
     """What decides which images are asked for, by the name that a message uses."""
     pixels = dataclasses.replace(schedule, views=0)  # views are taken from the images later
+    meaning = meaning_of(graph)
+    answers = {"meaning of the outputs": f"{meaning.name} above {meaning.threshold}"} if meaning.decides else {}
     return {
+        **answers,
         "network": digest_of(graph),
         "normalisation": json.dumps([spec.shape, spec.low, spec.high]),
         "preset or method": json.dumps(dataclasses.asdict(pixels)),
