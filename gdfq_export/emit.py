@@ -155,6 +155,11 @@ class _Emitter:
 
 def onnx_from_integer_model(model: IntegerModel) -> onnx.ModelProto:
     """The QDQ graph with a dynamic batch."""
+    return onnx_with_names(model)[0]
+
+
+def onnx_with_names(model: IntegerModel) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """The QDQ graph, and where its names are short, what stands for which name."""
     emitter, graph = _Emitter(model), model.graph
     nodes, last = quantized_part(graph)
     result = ""
@@ -182,8 +187,8 @@ def onnx_from_integer_model(model: IntegerModel) -> onnx.ModelProto:
     bytes_in: tuple[str, int, Sequence[int | str]] = (INPUT, UINT8, [BATCH, height, width, channels])
     proto = _finish(emitter.b, graph, nodes, value, "integer", bytes_in if model.pixels else None)
     if any(layer.bits <= PACKED_BITS for layer in model.layers.values()):
-        compact_names(proto)
-    return proto
+        return proto, compact_names(proto)
+    return proto, {}
 
 
 def _constant_codes(emitter: _Emitter, node: Node) -> str:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from gdfq_export.emit import onnx_from_integer_model
+from gdfq_export.emit import onnx_with_names
 from gdfq_export.exact import IntegerProgram
 from gdfq_export.integer import IntegerModel, QLayer
 from gdfq_export.packing import PACKED_BITS, weight_bytes
 from gdfq_export.plan import MAX_BITS
-from gdfq_export.provenance import golden_vectors, stamp
+from gdfq_export.provenance import golden_vectors, names_fact, stamp
 
 FACTS = 3000  # of the metadata that says how the file was made, and of bytes as input
 FACTS_PER_LAYER = 32
@@ -47,8 +47,8 @@ def bytes_beside_weights(model: IntegerModel, widths: Collection[int], images: T
     def beside(bits: int, packed: Collection[str] = ()) -> int:
         asked = {name: PACKED_BITS if name in packed else bits for name in model.plan.weights}
         layers = {name: _narrowed(model.layers[name], width) for name, width in asked.items()}
-        proto = onnx_from_integer_model(dataclasses.replace(model, layers={**model.layers, **layers}))
-        stamp(proto, {}, golden)
+        proto, names = onnx_with_names(dataclasses.replace(model, layers={**model.layers, **layers}))
+        stamp(proto, names_fact(names), golden)
         weights = sum(weight_bytes(layer.q_weight.size, layer.bits) for layer in layers.values())
         return len(proto.SerializeToString()) - weights
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,14 @@ import torch
 
 INPUT = "input"
 OUTPUT = "logits"
+SUFFIXES = frozenset(
+    {
+        *("sigmoid", "shift", "clip", "gate", "pool", "flatten", "hoisted", "positive", "negative", "slope", "scaled"),
+        *("part", "term", "sum", "max", "below", "distance", "power", "total", "inverse", "mean", "factor"),
+        *("turned", "rows", "across", "columns", "expand", "affine", "padded", "deep"),
+    }
+)
+"""What passes append to a name; capture renames what a user calls like that (see `without_clashes`)."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,52 @@ class Graph:
         """A node's parameter by role, or None where it has none."""
         key = node.parameters.get(role)
         return None if key is None else self.parameters[key]
+
+
+def derived(name: str, suffix: str, *indices: int) -> str:
+    """The name of a tensor that a pass makes on the way to the tensor `name`."""
+    assert suffix in SUFFIXES, f"{suffix} is missing from SUFFIXES"
+    return ".".join([f"{name}.{suffix}", *map(str, indices)])
+
+
+def without_clashes(nodes: Sequence[Node]) -> list[Node]:
+    """The same nodes, none of which has a name that `derived` gives to what comes of another one.
+
+    A module may be called `input.padded`, and then becomes `input_padded`.
+    """
+    taken = {node.name for node in nodes} | {INPUT, OUTPUT}
+    renamed: dict[str, str] = {}
+    for node in nodes:
+        name = node.name
+        while (base := _derived_from(name, taken)) is not None:
+            name = f"{base}_{name[len(base) + 1 :]}"
+        if name != node.name:
+            renamed[node.name] = name = unused_name(name, taken)
+            taken.add(name)
+    return [
+        node.replace(
+            name=renamed.get(node.name, node.name), inputs=tuple(renamed.get(name, name) for name in node.inputs)
+        )
+        for node in nodes
+    ]
+
+
+def _derived_from(name: str, taken: Collection[str]) -> str | None:
+    """The name that `name` could be derived from, by one suffix or several."""
+    parts = name.split(".")
+    for count in range(1, len(parts)):
+        base = ".".join(parts[:count])
+        if parts[count].rstrip(string.digits) in SUFFIXES and base in taken:
+            return base
+    return None
+
+
+def unused_name(wanted: str, taken: Collection[str]) -> str:
+    """`wanted`, with a number behind it where it is taken."""
+    name, count = wanted, 1
+    while name in taken:
+        name, count = f"{wanted}_{count}", count + 1
+    return name
 
 
 def rebuild(

@@ -19,7 +19,7 @@ import torch
 
 from gdfq_export.agreement import agree
 from gdfq_export.errors import UnsupportedModelError
-from gdfq_export.graph import Graph, Node
+from gdfq_export.graph import Graph, Node, unused_name
 from gdfq_export.integer import IntegerModel, PixelInput, QLayer, QTensor, TargetReport, tensors_from_scales
 from gdfq_export.kernel_ratios import grow_scales
 from gdfq_export.ops import TABLE
@@ -97,7 +97,8 @@ def with_pixel_input(model: IntegerModel, mean: Sequence[float], std: Sequence[f
     """The same model for bytes (N, H, W, C): normalisation becomes an exact integer layer in front."""
     channels, height, width = model.graph.input_shape
     attributes = {"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": channels}
-    node = Node("pixels", "conv", ("bytes",), (channels, height, width), attributes, place="the input")
+    name = unused_name("pixels", {node.name for node in model.graph.nodes})
+    node = Node(name, "conv", ("bytes",), (channels, height, width), attributes, place="the input")
     source = QTensor(np.float32(1 / 255), 0, 255)
     full = np.full((channels, 1, 1, 1), 127, np.int8)  # the weight itself is in the scale
     scale = (1 / (np.asarray(std, np.float64) * 127)).astype(np.float32)

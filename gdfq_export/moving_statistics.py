@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gdfq_export.fakequant import FakeQuantProgram
-from gdfq_export.graph import Graph
+from gdfq_export.graph import Graph, derived
 from gdfq_export.lower import Quantized
 from gdfq_export.ops import LAYERS
 from gdfq_export.quantizers import over_channels
@@ -57,7 +57,7 @@ def normalised_layers(captured: Graph, folded: Graph) -> dict[str, tuple[Tensor,
     found = {}
     for node in captured.of("batch_norm"):
         gamma, beta = captured.parameter(node, "weight"), captured.parameter(node, "bias")
-        for layer in (node.name, f"{node.name}.affine", node.inputs[0]):
+        for layer in (node.name, derived(node.name, "affine"), node.inputs[0]):
             if layers.get(layer) == f"{layer}/weight":  # the name that folding gives
                 channels = node.shape[0]
                 found[layer] = (

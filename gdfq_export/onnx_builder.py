@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from gdfq_export import __version__
+from gdfq_export.graph import INPUT, OUTPUT, unused_name
 
 OPSET = 21
 IR_VERSION = 10
@@ -23,17 +24,25 @@ class OnnxBuilder:
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
+        self.taken = {INPUT, OUTPUT}
 
     def add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """One node with one output, named after its output."""
+        """One node with one output, named after its output; the name, with a number behind it where it is taken."""
+        output = unused_name(output, self.taken)
+        self.taken.add(output)
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=f"{output}:{op}", **attributes))
         return output
 
     def constant(self, name: str, value: npt.ArrayLike, dtype: npt.DTypeLike) -> str:
-        """An initializer; the same name always holds the same value."""
-        if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
-        return name
+        """An initializer; its name, with a number behind it where that name holds another value."""
+        tensor = numpy_helper.from_array(np.asarray(value, dtype), name)
+        count = 0
+        while tensor.name in self.taken and self.initializers.get(tensor.name) != tensor:
+            count += 1
+            tensor.name = f"{name}_{count}"
+        self.taken.add(tensor.name)
+        self.initializers[tensor.name] = tensor
+        return str(tensor.name)
 
     def model(
         self,

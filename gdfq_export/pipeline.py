@@ -24,7 +24,7 @@ from gdfq_export import __version__
 from gdfq_export.capture import capture
 from gdfq_export.checkpoint import DIVERGED, REFUSED, WRITING, Checkpoint, WorkDirectory, open_checkpoint
 from gdfq_export.distributed import rank, size
-from gdfq_export.emit import float_onnx_from_graph, onnx_from_integer_model
+from gdfq_export.emit import float_onnx_from_graph, onnx_with_names
 from gdfq_export.errors import DivergedError, UnsupportedModelError, UsageError
 from gdfq_export.exact import IntegerProgram
 from gdfq_export.files import atomic_path, companions_of, remove_leftovers
@@ -50,9 +50,10 @@ from gdfq_export.passes import (
 from gdfq_export.plan import Plan, make_plan, quantized_part, with_endings, without_endings
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress, silent
-from gdfq_export.provenance import golden_vectors, stamp, stamp_input
+from gdfq_export.provenance import golden_vectors, names_fact, stamp, stamp_input
 from gdfq_export.real_images import RealImages
 from gdfq_export.report import report_html, widths_of
+from gdfq_export.run_once import run_once
 from gdfq_export.score import LogitError
 from gdfq_export.settings import Settings
 from gdfq_export.simulation import SimulationGap, compare_simulation
@@ -190,6 +191,7 @@ def write_files(
     float_graph = with_endings(fold_batch_norm(exported.prepared.captured), exported.prepared.endings)
     float_model = float_onnx_from_graph(float_graph)
     stamp_input(float_model, input_facts(exported.prepared.loaded, "float-nchw"))
+    run_once(float_model, "float file")
     fp32 = float_model.SerializeToString(deterministic=True)
     with ExitStack() as stack:  # all of them appear when all of them are good
         if companions:
@@ -198,11 +200,12 @@ def write_files(
             program.write_bytes(content)
             checksum = hashlib.sha256(content).hexdigest()
             stack.enter_context(atomic_path(files.fp32)).write_bytes(fp32)
-        model = onnx_from_integer_model(exported.integer)
-        facts = provenance(exported, settings, checksum)
+        model, names = onnx_with_names(exported.integer)
+        facts = {**provenance(exported, settings, checksum), **names_fact(names)}
         exact = not exported.prepared.in_float  # what runs in float is not the same to the last bit everywhere
         stamp(model, facts, golden_vectors(exported.program, exported.outcome.held_back) if exact else None)
         onnx.checker.check_model(model, full_check=True)
+        run_once(model, "quantized file")
         data = model.SerializeToString(deterministic=True)
         sizes = {"file_bytes": len(data), "fp32_bytes": len(fp32), "sha256": hashlib.sha256(data).hexdigest()}
         if report is not None:

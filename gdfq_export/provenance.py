@@ -2,7 +2,8 @@
 
 A checker without PyTorch and without this package can replay the golden vectors and name a damaged layer.
 
-    gdfq_export          JSON: format, method, bits, seed, versions, input normalisation, checksums
+    gdfq_export          JSON: format, method, bits, seed, versions, input normalisation, checksums; `names` where the
+                         file has short ones: {short name: name by the path of the module}, or base64(zlib(JSON)) of it
     gdfq_export.hashes   JSON: group of initializers (the name up to the last "/") -> 16 hex digits of sha256;
                          the key "" is the graph's own hash, "gdfq_export/input" and "gdfq_export/facts" are those
                          of what the first entry says of the input and of everything else
@@ -38,6 +39,7 @@ ENDINGS = frozenset({"Softmax", "LogSoftmax"})
 GOLDEN_SIDE = 32
 GOLDEN_COUNT = 4
 HASH_DIGITS = 16
+PLAIN_NAMES = 400  # bytes; a longer table is compressed
 
 
 def _pack(data: bytes) -> str:
@@ -105,6 +107,14 @@ def _bytes_of(images: Array, pixels: PixelInput) -> Array:
     values = (images - pixels.layer.q_bias[:, None, None] * product) / (product * 127)
     codes: Array = np.moveaxis(np.clip(np.rint(values), 0, 255).astype(np.uint8), 1, -1)
     return np.ascontiguousarray(codes)
+
+
+def names_fact(names: Mapping[str, str]) -> dict[str, Any]:
+    """The entry `names`: short name in the file -> name by the path of the user's module; packed where it is long."""
+    if not names:
+        return {}
+    text = json.dumps(names, separators=(",", ":"))
+    return {"names": dict(names) if len(text) <= PLAIN_NAMES else _pack(text.encode())}
 
 
 def stamp(model: onnx.ModelProto, facts: Mapping[str, Any], golden: Mapping[str, Any] | None) -> None:

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from gdfq_export.aten_rules import ROLES, RULES
 from gdfq_export.errors import UnsupportedModelError
 from gdfq_export.fx_nodes import Arguments, module_path, operator_name, place_of, shape_of, unsupported, value_of
-from gdfq_export.graph import INPUT, OUTPUT, Graph, Node, rebuild
+from gdfq_export.graph import INPUT, OUTPUT, Graph, Node, rebuild, unused_name, without_clashes
 from gdfq_export.precision import float32
 
 FILLED = {"zeros_like": 0.0, "new_zeros": 0.0, "zeros": 0.0, "ones_like": 1.0, "new_ones": 1.0, "ones": 1.0}
@@ -90,8 +90,11 @@ class _Translation:
         inputs = [node for node in self.nodes if node.op == INPUT]
         if not inputs:
             raise UnsupportedModelError("the model does not use its input")
+        last = self.tensors[results[0].name]
         ordered = inputs + [node for node in self.nodes if node.op != INPUT]
-        return rebuild(Graph(tuple(ordered), self.parameters, self.tensors[results[0].name]), ordered)
+        place = next(index for index, node in enumerate(ordered) if node.name == last)
+        clear = without_clashes(ordered)
+        return rebuild(Graph(tuple(clear), self.parameters, clear[place].name), clear)
 
     def _read_operator(self, node: fx.Node) -> None:
         aten = operator_name(node)
@@ -156,22 +159,24 @@ class _Translation:
     def _unused_name(self, node: fx.Node, op: str) -> str:
         """The module's path where there is one, made unique."""
         path = module_path(node)
-        base = path if op in ROLES and path else f"{path}.{op}" if path else op
-        name, count = base, 1
-        while name in self.names:
-            name, count = f"{base}_{count}", count + 1
+        name = unused_name(path if op in ROLES and path else f"{path}.{op}" if path else op, self.names)
         self.names.add(name)
         return name
 
-    def _hold(self, node: fx.Node, key: str, value: torch.Tensor) -> None:
-        """Keeps a parameter, or what the model computes from its parameters alone."""
+    def _hold(self, node: fx.Node, wanted: str, value: torch.Tensor) -> None:
+        """Keeps a parameter, or what the model computes from its parameters alone.
+
+        Passes store theirs under `<node>/<role>`, so that no key of the user's may hold a slash.
+        """
+        key = unused_name(wanted.replace("/", "_"), self.parameters)
         self.parameters[key], self.keys[node.name] = float32(value.detach().clone()), key
 
     def _tensor_name(self, argument: fx.Node) -> str:
         """The tensor's name; a parameter used as data becomes a constant node."""
         if argument.name not in self.tensors:
             key = self.keys[argument.name]
-            name = f"{key}.value"
+            name = unused_name(f"{key}.value", self.names)
+            self.names.add(name)
             shape = tuple(self.parameters[key].shape)
             self.nodes.append(Node(name, "constant", (), shape, {}, {"value": key}, key))
             self.tensors[argument.name] = name

@@ -8,8 +8,8 @@ The quantization of the input, the final DequantizeLinear, and what lies before 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -54,6 +54,14 @@ class Coverage:
     float_operators: tuple[FloatOperator, ...]
     endings: tuple[FloatOperator, ...]  # what computes in float behind the last DequantizeLinear, as a softmax does
     float_tensors: frozenset[str]  # quantized tensors and outputs whose value depends on a float operator's rounding
+
+
+def with_names(operators: Sequence[FloatOperator], names: Mapping[str, str]) -> tuple[FloatOperator, ...]:
+    """The same operators by other names of theirs and of their tensors, where there are any."""
+    return tuple(
+        replace(item, name=names.get(item.name, item.name), tensor=names.get(item.tensor, item.tensor))
+        for item in operators
+    )
 
 
 def name_in_file(name: str) -> str:

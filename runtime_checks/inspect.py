@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from gdfq_export.runtime_checks.code_ranges import CodeRange, code_ranges
-from gdfq_export.runtime_checks.coverage import Coverage, FloatOperator, Kernel, coverage_of
+from gdfq_export.runtime_checks.coverage import Coverage, FloatOperator, Kernel, coverage_of, with_names
 from gdfq_export.runtime_checks.folding import fold_constants
 from gdfq_export.runtime_checks.graph import Graph, Node, graph_from_model
 from gdfq_export.runtime_checks.input_spec import InputSpec
@@ -21,6 +21,7 @@ from gdfq_export.runtime_checks.opening import open_quantized
 from gdfq_export.runtime_checks.profile import profiled_kernels
 from gdfq_export.runtime_checks.quantizer_of import quantizer_behind, quantizer_node
 from gdfq_export.runtime_checks.sessions import runtime_version
+from gdfq_export.runtime_checks.user_names import user_names
 
 _BOUNDARY = ("QuantizeLinear", "DequantizeLinear")
 
@@ -88,15 +89,16 @@ def inspect_model(path: str | Path, *, max_memory: int = DEFAULT_MAX_MEMORY) -> 
     source, coverage = fold_constants(graph_from_model(model)), coverage_of(model)
     ranges, layers = code_ranges(graph), {layer.node.name: layer for layer in file.layers}
     by_name = {node.name: node for node in graph.nodes}
+    names = user_names(provenance)
     nodes = [
-        _report(kernel, by_name.get(kernel.name), graph, ranges, layers.get(kernel.name))
+        _report(kernel, names, by_name.get(kernel.name), graph, ranges, layers.get(kernel.name))
         for kernel in coverage.kernels
         if kernel.op not in _BOUNDARY
     ]
     return InspectResult(
         nodes=tuple(nodes),
-        float_operators=coverage.float_operators,
-        endings=coverage.endings,
+        float_operators=with_names(coverage.float_operators, names),
+        endings=with_names(coverage.endings, names),
         warnings=(*_warnings(source, coverage), *_not_profiled(model, coverage, file.spec)),
         kind=file.kind,
         opset=graph.opset,
@@ -107,11 +109,16 @@ def inspect_model(path: str | Path, *, max_memory: int = DEFAULT_MAX_MEMORY) -> 
 
 
 def _report(
-    kernel: Kernel, node: Node | None, graph: Graph, ranges: dict[str, CodeRange], layer: Layer | None
+    kernel: Kernel,
+    names: dict[str, str],
+    node: Node | None,
+    graph: Graph,
+    ranges: dict[str, CodeRange],
+    layer: Layer | None,
 ) -> NodeReport:
     params = None if node is None else quantizer_behind(graph, node)
     return NodeReport(
-        name=kernel.name,
+        name=names.get(kernel.name, kernel.name),
         op=kernel.op if node is None else node.op,
         kernel=kernel.op,
         integer=kernel.integer,

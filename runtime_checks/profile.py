@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from gdfq_export.runtime_checks.coverage import FloatOperator, coverage_of, name_in_file
+from gdfq_export.runtime_checks.coverage import FloatOperator, coverage_of, name_in_file, with_names
 from gdfq_export.runtime_checks.errors import UnsupportedGraphError
 from gdfq_export.runtime_checks.golden import read_provenance
 from gdfq_export.runtime_checks.graph import Array, graph_from_model, with_unique_names
@@ -20,6 +21,7 @@ from gdfq_export.runtime_checks.input_spec import input_spec, random_batch
 from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY, load_model
 from gdfq_export.runtime_checks.quantized_files import require_quantized
 from gdfq_export.runtime_checks.sessions import profile_events
+from gdfq_export.runtime_checks.user_names import user_names
 
 SLOWEST = 10
 _WARM_UP, _RUNS = 3, 20
@@ -69,11 +71,17 @@ def profile_model(
     total = sum(medians.values()) or 1.0
     floats = _float_operators(model, Path(path).name)
     islands = {operator.name for operator in floats}
+    names = user_names(read_provenance(model))
     kernels = [
-        KernelTime(name_in_file(name), op, time, time / total, name_in_file(name) in islands)
+        KernelTime(_shown(name, names), op, time, time / total, name_in_file(name) in islands)
         for (name, op), time in medians.items()
     ]
-    return Profile(threads, tuple(sorted(kernels, key=lambda kernel: -kernel.median_us)), floats)
+    return Profile(threads, tuple(sorted(kernels, key=lambda kernel: -kernel.median_us)), with_names(floats, names))
+
+
+def _shown(name: str, names: Mapping[str, str]) -> str:
+    """The user's name of a node of the optimized graph."""
+    return names.get(name_in_file(name), name_in_file(name))
 
 
 def profiled_kernels(model: onnx.ModelProto, feed: Array) -> Counter[str]:

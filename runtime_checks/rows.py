@@ -94,7 +94,7 @@ def _copy_rows(result: VerifyResult) -> list[Row]:
 
 def _float_rows(result: VerifyResult) -> list[Row]:
     operators, declared = result.coverage.float_operators, result.float_parts
-    names = ": " + listed([operator.name for operator in operators]) if operators else ""
+    names = ": " + listed([result.named(operator.name) for operator in operators]) if operators else ""
     rows = [promise(not operators, f"{len(operators)} operators ran in float{names}", promised=False)]
     if operators and result.ours and not declared:
         rows.append(promise(False, "the file names no float parts, and yet has some", promised=result.strict))
@@ -102,7 +102,7 @@ def _float_rows(result: VerifyResult) -> list[Row]:
         text = f"left in float by --allow-float, and not the same to the last bit everywhere: {listed(declared)}"
         rows.append(Row(NOTE, text))
     if endings := result.coverage.endings:
-        names = listed([f"{operator.op} '{operator.name}'" for operator in endings])
+        names = listed([f"{operator.op} '{result.named(operator.name)}'" for operator in endings])
         rows.append(Row(NOTE, f"an ending in float, not the same to the last bit everywhere: {names}"))
     return rows
 
@@ -113,7 +113,7 @@ def _proof_rows(result: VerifyResult) -> list[Row]:
     for _, properties, text in PROOFS:
         proved = holds(result.proofs, *properties)
         lacking = [row for row in result.proofs if row.property in properties and not row.proved]
-        details = [f"{row.layer}: {row.property}: {row.detail}" for row in lacking[:_MOST_DETAILS]]
+        details = [f"{result.named(row.layer)}: {row.property}: {row.detail}" for row in lacking[:_MOST_DETAILS]]
         words = f"{'proved' if proved else 'not proved'}: {text}"
         rows.append(promise(proved, words, promised=result.portable, details=details))
     return rows
@@ -122,13 +122,13 @@ def _proof_rows(result: VerifyResult) -> list[Row]:
 def _stored_rows(result: VerifyResult) -> list[Row]:
     rows = []
     if result.golden is not None:
-        of = f" (of '{result.golden_tensor}', before the ending)" if result.golden_tensor else ""
+        of = f" (of '{result.named(result.golden_tensor)}', before the ending)" if result.golden_tensor else ""
         text = f"golden vectors{of}: {result.golden.mismatches} of {result.golden.elements:,} outputs differ"
         rows.append(promise(result.golden.mismatches == 0, text))
     elif result.ours and result.float_parts:
         rows.append(Row(NOTE, "golden vectors: none, because of the parts that were left in float"))
     if (changed := result.changed_groups) is not None:
-        named = listed([name or "the graph" for name in changed], _MOST_DETAILS)
+        named = listed([result.named(name) or "the graph" for name in changed], _MOST_DETAILS)
         rows.append(promise(not changed, f"changed: {named}" if changed else "hashes of all layers and facts hold"))
     return rows
 
@@ -142,7 +142,8 @@ def _overridable_rows(result: VerifyResult) -> list[Row]:
     """Weights that are inputs as well hold for a run only until another is passed."""
     if not result.overridable:
         return []
-    text = f"can be overridden at run time, being inputs of the graph as well: {listed(result.overridable)}"
+    names = listed([result.named(name) for name in result.overridable])
+    text = f"can be overridden at run time, being inputs of the graph as well: {names}"
     return [promise(False, text, promised=result.ours)]
 
 
@@ -153,7 +154,8 @@ def _range_rows(result: VerifyResult) -> list[Row]:
     least = min(result.activations, key=lambda item: item.used)
     middle = median(item.used for item in result.activations)
     text = (
-        f"activation ranges: half of the tensors use {100 * middle:.0f} % of their codes or more; least {least.layer} "
+        f"activation ranges: half of the tensors use {100 * middle:.0f} % of their codes or more; least "
+        f"{result.named(least.layer)} "
         f"with {100 * least.used:.0f} % ({least.seen.low} to {least.seen.high} of {least.possible.low} to "
         f"{least.possible.high})"
     )

@@ -36,6 +36,7 @@ from gdfq_export.runtime_checks.range_use import RangeUse, range_use
 from gdfq_export.runtime_checks.rows import PROOFS, passes, rows_of
 from gdfq_export.runtime_checks.sessions import LEVELS, runtime_version
 from gdfq_export.runtime_checks.shapes import elements_per_image, known_shapes
+from gdfq_export.runtime_checks.user_names import user_names
 
 PORTABLE = "portable"
 Progress = Callable[[int, int], None]
@@ -65,6 +66,7 @@ class VerifyResult:
     float_parts: tuple[str, ...]  # what the file says that it leaves in float
     missing: tuple[str, ...]  # what a file of this tool states, and this one does not
     overridable: tuple[str, ...]  # constants that are inputs as well
+    names: dict[str, str]  # of layers and tensors, by what the file calls them, where that is not the user's name
     strict: bool  # what is missing fails the file
     kind: str
     runtime: str
@@ -75,6 +77,10 @@ class VerifyResult:
     def passed(self) -> bool:
         """Whether everything that the file promises holds."""
         return passes(rows_of(self))
+
+    def named(self, name: str) -> str:
+        """What the user calls a layer or tensor of the file."""
+        return self.names.get(name, name)
 
     @property
     def exact_outputs(self) -> Array:
@@ -161,6 +167,7 @@ def verify_model(
         portable=file.provenance.get("target") == PORTABLE,
         ours=says_it_is_ours(file.stored),
         float_parts=tuple(file.provenance.get("float_parts", ())),
+        names=user_names(file.provenance),
         missing=tuple(_missing(file.stored)),
         overridable=tuple(overridable_constants(file.stored)),
         strict=strict,

@@ -55,6 +55,7 @@ def verify(
     from gdfq_export.runtime_checks.findings import findings_of
     from gdfq_export.runtime_checks.other_runtimes import compare_runtime
     from gdfq_export.runtime_checks.rows import passes, rows_of
+    from gdfq_export.runtime_checks.user_names import with_user_names
     from gdfq_export.runtime_checks.verify import verify_model
 
     others = {name: compare_runtime(model, name, samples, max_memory=limit).to_json() for name in runtimes}
@@ -71,7 +72,7 @@ def verify(
     first = _bisect(model, samples, limit) if bisect else None
     written = None if first is None else _written(first, model)
     rows = [*rows_of(result), program_row, *(other_row(name, other) for name, other in others.items())]
-    rows += [] if written is None else [difference_row(written)]
+    rows += [] if written is None else [difference_row(with_user_names(written, result.names))]
     passed = passes(rows)
     report = {
         **result.to_json(),
@@ -82,6 +83,7 @@ def verify(
         "findings": [asdict(finding) for finding in findings_of(result, first)],
         **({"bisect": written} if bisect else {}),
     }
+    report = with_user_names(report, result.names)
     if as_json:
         print(json.dumps(report))
     else:

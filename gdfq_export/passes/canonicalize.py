@@ -29,7 +29,7 @@ import math
 
 from torch import Tensor
 
-from gdfq_export.graph import Graph, Node, rebuild
+from gdfq_export.graph import Graph, Node, derived, rebuild
 from gdfq_export.passes.integer_forms import INTEGER_FORMS
 from gdfq_export.plan import quantized_part
 
@@ -50,7 +50,8 @@ def _expand(node: Node) -> list[Node]:
     shape, place, source = node.shape, node.place, node.inputs
 
     def make(suffix: str, op: str, inputs: tuple[str, ...], **attributes: float) -> Node:
-        return Node(f"{node.name}.{suffix}" if suffix else node.name, op, inputs, shape, attributes, place=place)
+        name = derived(node.name, suffix) if suffix else node.name
+        return Node(name, op, inputs, shape, attributes, place=place)
 
     if node.op == "silu":
         gate = make("sigmoid", "sigmoid", source)
@@ -63,7 +64,7 @@ def _expand(node: Node) -> list[Node]:
         gate = make("gate", "mul_scalar", (clipped.name,), value=1 / 6)
         return [shifted, clipped, gate, make("", "mul", (source[0], gate.name))]
     if node.op == "global_avg_pool_flat":
-        pooled = Node(f"{node.name}.pool", "global_avg_pool", source, (shape[0], 1, 1), place=place)
+        pooled = Node(derived(node.name, "pool"), "global_avg_pool", source, (shape[0], 1, 1), place=place)
         return [pooled, make("", "reshape", (pooled.name,))]
     return [node]
 
@@ -187,7 +188,7 @@ def _linear_from_pointwise(graph: Graph) -> Graph:
         return graph
     conv, _ = ending
     weight = graph.parameters[conv.parameters["weight"]].flatten(1)
-    key, flat = f"{conv.name}/matrix", f"{conv.name}.flatten"
+    key, flat = f"{conv.name}/matrix", derived(conv.name, "flatten")
     linear = [
         Node(flat, "reshape", conv.inputs, (weight.shape[1],), place=conv.place),
         Node(conv.name, "linear", (flat,), (weight.shape[0],), {}, {**conv.parameters, "weight": key}, conv.place),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gdfq_export.graph import Graph, Node, rebuild
+from gdfq_export.graph import Graph, Node, derived, rebuild
 from gdfq_export.ops import LAYERS
 
 
@@ -64,7 +64,7 @@ def _as_depthwise(node: Node, scale: Tensor, shift: Tensor, parameters: dict[str
     layer = node.replace(op="conv", attributes=attributes, parameters=keys)
     if space:
         return [layer]
-    before, inside = f"{node.name}.expand", f"{node.name}.affine"
+    before, inside = derived(node.name, "expand"), derived(node.name, "affine")
     return [
         Node(before, "reshape", node.inputs, (channels, 1), place=node.place),
         layer.replace(name=inside, inputs=(before,), shape=(channels, 1)),

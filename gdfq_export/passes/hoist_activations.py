@@ -9,7 +9,7 @@ Requires: a canonical graph. Exact: what moves, repeats and selects values commu
 
 from __future__ import annotations
 
-from gdfq_export.graph import Graph, Node, rebuild
+from gdfq_export.graph import Graph, Node, derived, rebuild
 from gdfq_export.plan import CODE_CLIPS, non_negative_tensors
 
 MOVERS = frozenset({"concat", "reshape", "transpose", "upsample", "channel_shuffle", "tile", "max_pool", "reduce_max"})
@@ -41,8 +41,7 @@ def _hoisted(graph: Graph, activation: Node, mover: Node) -> Graph:
     before: dict[str, Node] = {}
     for name in mover.inputs:
         if name not in positive:
-            suffix = f".{len(before)}" if len(mover.inputs) > 1 else ""
-            made = f"{activation.name}.hoisted{suffix}"
+            made = derived(activation.name, "hoisted", *([len(before)] if len(mover.inputs) > 1 else []))
             before[name] = activation.replace(name=made, inputs=(name,), shape=graph[name].shape)
     moved = mover.replace(
         name=activation.name, inputs=tuple(before[name].name if name in before else name for name in mover.inputs)

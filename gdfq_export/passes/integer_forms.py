@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from gdfq_export.errors import UnsupportedModelError
-from gdfq_export.graph import Graph, Node
+from gdfq_export.graph import Graph, Node, derived
 from gdfq_export.ops import ENDINGS, MOST_TERMS
 
 Form = Callable[[Graph, Node, dict[str, Tensor]], list[Node]]
@@ -43,7 +43,7 @@ def _prelu(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
     slope = graph.parameters[node.parameters["slope"]].detach()
     if slope.numel() == 1:
         return [node.replace(op="leaky_relu", attributes={"slope": float(slope)}, parameters={})]
-    above, below, factor, scaled = (f"{node.name}.{part}" for part in ("positive", "negative", "slope", "scaled"))
+    above, below, factor, scaled = (derived(node.name, part) for part in ("positive", "negative", "slope", "scaled"))
     into[f"{factor}/value"] = slope.view(1, -1, *[1] * (len(node.shape) - 1))
     limits = {"low": -math.inf, "high": 0.0}
     return [
@@ -60,13 +60,13 @@ def _sum(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
     nodes, total = [], ""
     count = source.shape[axis - 1]
     for index in range(count):
-        part, term = f"{node.name}.part{index}", f"{node.name}.term{index}"
+        part, term = (f"{derived(node.name, what)}{index}" for what in ("part", "term"))
         cut = {"axis": axis, "start": index, "end": index + 1, "step": 1}
         whole = (*source.shape[: axis - 1], 1, *source.shape[axis:])
         nodes.append(Node(part, "slice", node.inputs, whole, cut, place=node.place))
         nodes.append(Node(term, "reshape", (part,), node.shape, place=node.place))
         if total:
-            name = node.name if index == count - 1 else f"{node.name}.sum{index}"
+            name = node.name if index == count - 1 else f"{derived(node.name, 'sum')}{index}"
             nodes.append(Node(name, "add", (total, term), node.shape, place=node.place))
             total = name
         else:
@@ -78,7 +78,7 @@ def _stack(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
     axis = node.attributes["axis"]
     nodes, parts = [], []
     for index, name in enumerate(node.inputs):
-        part = f"{node.name}.part{index}"
+        part = f"{derived(node.name, 'part')}{index}"
         shape = graph[name].shape
         nodes.append(Node(part, "reshape", (name,), (*shape[: axis - 1], 1, *shape[axis - 1 :]), place=node.place))
         parts.append(part)
@@ -97,7 +97,7 @@ def _softmax(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
         )
     one = (*shape[: axis - 1], 1, *shape[axis:])
     names = ("max", "below", "distance", "power", "total", "inverse")
-    peak, below, distance, power, total, inverse = (f"{node.name}.{part}" for part in names)
+    peak, below, distance, power, total, inverse = (derived(node.name, part) for part in names)
     negative = Node(below, "mul_scalar", (peak,), one, {"value": -1.0}, place=node.place)
     whole = Node(total, "sum", (power,), one, {"axis": axis}, place=node.place)
     powers = Node(power, "exp", (distance,), shape, place=node.place)
@@ -129,7 +129,7 @@ def _is_ending(graph: Graph, node: Node) -> bool:
 
 def _channel_mean(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
     channels, *space = graph[node.inputs[0]].shape
-    mean = f"{node.name}.mean"
+    mean = derived(node.name, "mean")
     weight = torch.full((1, channels), 1 / channels)
     layer = _pointwise(mean, node.inputs[0], (1, *space), weight, into)
     return [layer, Node(node.name, "reshape", (mean,), node.shape, place=node.place)]
@@ -139,7 +139,7 @@ def _resample(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
     rows, columns = node.attributes["matrices"]  # (H', H), (W', W)
     channels, height, width = graph[node.inputs[0]].shape
     new_height, new_width = len(rows), len(columns)
-    turned, tall, across, wide = (f"{node.name}.{part}" for part in ("turned", "rows", "across", "columns"))
+    turned, tall, across, wide = (derived(node.name, part) for part in ("turned", "rows", "across", "columns"))
     return [
         Node(turned, "transpose", node.inputs, (height, channels, width), {"axes": (0, 2, 1, 3)}, place=node.place),
         _pointwise(tall, turned, (new_height, channels, width), rows, into),
@@ -151,7 +151,9 @@ def _resample(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
 
 def _sub(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
     minus = graph[node.inputs[1]]
-    scaled = Node(f"{node.name}.negative", "mul_scalar", (minus.name,), minus.shape, {"value": -1.0}, place=node.place)
+    scaled = Node(
+        derived(node.name, "negative"), "mul_scalar", (minus.name,), minus.shape, {"value": -1.0}, place=node.place
+    )
     return [*_scale(graph, scaled, into), node.replace(op="add", inputs=(node.inputs[0], scaled.name))]
 
 
@@ -184,7 +186,7 @@ def _scale(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
     value = float(node.attributes["value"])
     if value > 0:
         return [node]
-    factor = f"{node.name}.factor"
+    factor = derived(node.name, "factor")
     into[f"{factor}/value"] = torch.tensor([value])
     constant = Node(factor, "constant", (), (1,), {}, {"value": f"{factor}/value"}, node.place)
     return [constant, node.replace(op="mul", inputs=(*node.inputs, factor), attributes={})]

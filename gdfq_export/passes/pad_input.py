@@ -14,11 +14,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from gdfq_export.graph import INPUT, Graph, Node, rebuild
+from gdfq_export.graph import INPUT, Graph, Node, derived, rebuild
 
 LANES = 4
 SMALL_WINDOW = 9
-PADDED = "input.padded"
+PADDED = derived(INPUT, "padded")
 
 
 def pad_input(graph: Graph, *, large_windows: bool = True) -> Graph:

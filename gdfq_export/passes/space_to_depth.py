@@ -24,13 +24,13 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from gdfq_export.graph import INPUT, Graph, Node, rebuild
+from gdfq_export.graph import INPUT, Graph, Node, derived, rebuild
 from gdfq_export.passes.pad_input import SMALL_WINDOW
 
 BLOCK = 2
 MOST_CHANNELS = 4  # kernels gather more of them well enough
 MOST_GROWTH = 1.5  # of the window: zeros are multiplied too
-DEEP = "input.deep"
+DEEP = derived(INPUT, "deep")
 
 
 @dataclass(frozen=True)
