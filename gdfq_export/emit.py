@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto
+from torch import Tensor
 
 from gdfq_export.compact import compact_names
 from gdfq_export.emit_ops import EMIT, float_parameters
-from gdfq_export.exact import code_limits, function_table
+from gdfq_export.exact import code_limits, function_table, requantize_table
 from gdfq_export.graph import INPUT, OUTPUT, Graph, Node
 from gdfq_export.integer import IntegerModel, PixelInput, QLayer, QTensor, constant_tensor
 from gdfq_export.onnx_builder import FLOAT, UINT8, OnnxBuilder
@@ -135,9 +136,22 @@ class _Emitter:
     def look_up(self, node: Node, name: str) -> str:
         """Codes of any function of one number: the code is the index into a table of codes."""
         source, result = (self.model.tensors[tensor] for tensor in (node.inputs[0], name))
-        table = self.b.constant(f"{node.name}/table", function_table(node, source, result).numpy(), np.uint8)
-        index = self.b.add("Cast", [self.codes[node.inputs[0]]], f"{node.name}.index", to=TensorProto.INT32)
-        return self.b.add("Gather", [table, index], f"{name}.q", axis=0)
+        return self.read_table(function_table(node, source, result), node.inputs[0], node.name, f"{name}.q")
+
+    def read_table(self, table: Tensor, source: str, name: str, result: str) -> str:
+        """table[code] for each code of the tensor `source`."""
+        held = self.b.constant(f"{name}/table", table.numpy(), np.uint8)
+        index = self.b.add("Cast", [self.codes[source]], f"{name}.index", to=TensorProto.INT32)
+        return self.b.add("Gather", [held, index], result, axis=0)
+
+    def maximum(self, node: Node, name: str) -> str:
+        """The greater of tensors on different grids, behind a table that brings each to the result's."""
+        operands = []
+        for index, source in enumerate(node.inputs):
+            table = requantize_table(self.model.tensors[source], self.model.tensors[name])
+            part = f"{node.name}.operand{index}"
+            operands.append(self.read_table(table, source, part, part))
+        return self.b.add("Max", operands, f"{name}.q")
 
     def kernel(self, node: Node) -> str:
         """A computing operation on dequantized inputs; its float result is read by one QuantizeLinear."""
@@ -177,6 +191,9 @@ def onnx_with_names(model: IntegerModel) -> tuple[onnx.ModelProto, dict[str, str
         elif is_lookup(node):
             name = model.plan.absorbed.get(node.name, node.name)
             emitter.codes[name] = emitter.look_up(node, name)
+        elif node.op == "max":
+            name = model.plan.absorbed.get(node.name, node.name)
+            emitter.codes[name] = emitter.maximum(node, name)
         else:
             result = emitter.kernel(node)
             name = model.plan.absorbed.get(node.name, node.name)

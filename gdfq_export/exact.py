@@ -154,6 +154,9 @@ class IntegerProgram(nn.Module):
             tables = [requantize_table(tensor, result) for tensor in inputs]
             axis = node.attributes["axis"]
             return lambda x: torch.cat([table[v.long()] for table, v in zip(tables, x, strict=True)], axis)
+        if node.op == "max":
+            first, second = (requantize_table(tensor, result) for tensor in inputs)
+            return lambda x: torch.maximum(first[x[0].long()], second[x[1].long()])
         if node.op in TABLES or is_lookup(node):
             table = function_table(node, inputs[0], result)
             return lambda x: table[x[0].long()]

@@ -391,6 +391,17 @@ def mish() -> nn.Module:
     )
 
 
+def greatest() -> nn.Module:
+    """The greater of two tensors on one grid, of different signs, and of one and its half."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        a, b = m.a(x), m.b(x)
+        x = torch.maximum(torch.maximum(F.relu(a), F.relu(b)), m.c(F.relu(b)))
+        return m.fc(pooled(F.relu(torch.maximum(m.d(x), a * 0.5))))
+
+    return Net(forward, a=conv_bn(3, 8), b=conv_bn(3, 8), c=conv_bn(8, 8, 1), d=conv_bn(8, 8, 1), fc=head(8))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     function.__name__: function
     for function in (
@@ -431,6 +442,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         rearranged,
         mirrored,
         mish,
+        greatest,
     )
 }
 

@@ -15,7 +15,7 @@ from gdfq_export.runtime_checks.verify import verify_model
 
 
 @pytest.mark.parametrize(("method", "bits"), [("calibrate", 8), ("dfq", 4)])
-@pytest.mark.parametrize("name", ["rearranged", "mirrored", "mish"])
+@pytest.mark.parametrize("name", ["rearranged", "mirrored", "mish", "greatest"])
 def test_the_file_is_proved_and_nothing_in_it_runs_in_float(name: str, method: str, bits: int, tmp_path: Path) -> None:
     settings = dataclasses.replace(SETTINGS, method=method, bits=BitWidths(bits, bits))
     run(loaded(network(name)), settings, tmp_path / "model.onnx")
