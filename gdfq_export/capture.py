@@ -24,7 +24,7 @@ from gdfq_export.errors import UnsupportedModelError
 from gdfq_export.graph import Graph
 from gdfq_export.precision import InFloat32, casts_to_float32, named
 from gdfq_export.refusals import QUANTIZED_OPERATOR, already_quantized, check_module, check_program
-from gdfq_export.translate import graph_from_program
+from gdfq_export.translate import Check, graph_from_program
 from gdfq_export.trial import check_runs
 from gdfq_export.user_code import described, first_line, place_of_error
 
@@ -60,8 +60,11 @@ def _exported(model: nn.Module, input_shape: Sequence[int]) -> ExportedProgram:
             return torch.export.export(model, (example,), dynamic_shapes=shapes)
 
 
-def capture(model: nn.Module | ExportedProgram, input_shape: Sequence[int]) -> Graph:
-    """The graph of a classifier that takes one batch of images and returns one batch of logits."""
+def capture(model: nn.Module | ExportedProgram, input_shape: Sequence[int], check: Check = lambda graph: ()) -> Graph:
+    """The graph of a classifier that takes one batch of images and returns one batch of logits.
+
+    What `check` finds in it is refused together with the operators that cannot be captured.
+    """
     program = model if isinstance(model, ExportedProgram) else export_program(model, input_shape)
     check_program(program)
     if isinstance(model, ExportedProgram):
@@ -73,7 +76,7 @@ def capture(model: nn.Module | ExportedProgram, input_shape: Sequence[int]) -> G
     if types and not isinstance(model, ExportedProgram):  # of autocast; a program's types are said where it is read
         logger.warning("parts of the model are in %s: they are computed in float32", named(types))
     _leave_results(functional)
-    graph = graph_from_program(functional)
+    graph = graph_from_program(functional, check)
     _check_graph(graph)
     return graph
 

@@ -15,6 +15,9 @@ A message says what, where, and what to do next, in one sentence. A failed check
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 
 class GdfqError(Exception):
     """Base of all errors; `exit_code` is what the command line returns."""
@@ -32,10 +35,29 @@ class UnknownModelError(UsageError):
     """A model name that is in no table."""
 
 
+@dataclass(frozen=True)
+class Reason:
+    """One thing in a network that is in the way, as the parts of a sentence."""
+
+    operator: str  # as PyTorch names it, or `output` for what the network returns
+    place: str  # in the user's module
+    problem: str
+    advice: str
+
+    def __str__(self) -> str:
+        if self.operator == "output":
+            return f"the model {self.problem}: {self.advice}"
+        return f"operator {self.operator} at {self.place} {self.problem}: {self.advice}"
+
+
 class UnsupportedModelError(GdfqError):
-    """A network that we cannot capture, quantize or emit."""
+    """A network that we cannot capture, quantize or emit, and what is in the way where that can be listed."""
 
     exit_code = 3
+
+    def __init__(self, message: str, reasons: Sequence[Reason] = ()) -> None:
+        super().__init__(message)
+        self.reasons = tuple(reasons)
 
 
 class InputFileError(GdfqError):

@@ -8,22 +8,33 @@ from __future__ import annotations
 
 import re
 
-from gdfq_export.errors import UnsupportedModelError, UsageError
+from gdfq_export.errors import Reason, UsageError
 from gdfq_export.graph import Graph, Node
 from gdfq_export.ops import FLOAT_ONLY
+from gdfq_export.reasons import divides_by_a_norm, refusal
 
 
 def float_parts(graph: Graph, allowed: str | None) -> tuple[Node, ...]:
-    """The operations that will run in float; an error for the first one that the user did not name."""
+    """The operations that will run in float; an error for those that the user did not name."""
+    if reasons := float_reasons(graph, allowed):
+        raise refusal(reasons)
+    return tuple(graph.of(*FLOAT_ONLY))
+
+
+def float_reasons(graph: Graph, allowed: str | None) -> list[Reason]:
+    """Why operations without an integer form cannot be, but for those that the user named."""
     try:
         pattern = None if allowed is None else re.compile(allowed)
     except re.error as error:
         raise UsageError(f"--allow-float {allowed!r} is no regular expression: {error}") from error
-    parts = tuple(graph.of(*FLOAT_ONLY))
-    for node in parts:
-        if pattern is None or not (pattern.search(node.op) or pattern.search(node.place)):
-            raise UnsupportedModelError(
-                f"{node.op} at {node.place} has no exact integer form: replace it in the model, or leave it in float "
-                f"with --allow-float {node.op}"
-            )
-    return parts
+    return [
+        Reason(
+            node.op,
+            node.place,
+            "has no exact integer form",
+            f"replace it in the model, or leave it in float with --allow-float {node.op}",
+        )
+        for node in graph.of(*FLOAT_ONLY)
+        if pattern is None or not (pattern.search(node.op) or pattern.search(node.place))
+        if node.op != "div" or not divides_by_a_norm(graph, node)
+    ]

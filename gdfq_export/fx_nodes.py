@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from gdfq_export.errors import UnsupportedModelError
+from gdfq_export.errors import Reason, UnsupportedModelError
 
 
 class Arguments:
@@ -66,9 +66,9 @@ def place_of(node: fx.Node) -> str:
     return f"{path or 'the model'} ({source})" if source else path or "the model"
 
 
-def unsupported(node: fx.Node, what: str) -> UnsupportedModelError:
-    """The error for an operator that has a rule, but not for `what`."""
-    return UnsupportedModelError(
-        f"{operator_name(node)} at {place_of(node)} is not supported with {what}: "
-        "replace it in the model, or open an issue with the model's code"
-    )
+def unsupported(node: fx.Node, what: str = "") -> UnsupportedModelError:
+    """The error for an operator without a rule, or whose rule is not for `what`."""
+    problem = f"is not supported with {what}" if what else "is not supported"
+    advice = "replace it in the model, or open an issue with the model's code"
+    reason = Reason(operator_name(node), place_of(node), problem, advice)
+    return UnsupportedModelError(str(reason), [reason])

@@ -203,6 +203,9 @@ FUNCTIONS = LOOKUPS | {"leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish"}
 FLOAT_ONLY = frozenset({"instance_norm", "div"})
 """Operations without an exact integer form: refused unless the user lets them stay float."""
 
+STAND_IN = "unsupported"
+"""What stands for an operator that cannot be, until all of them are known: no graph that is used has one."""
+
 ENDINGS = frozenset({"softmax", "log_softmax"})
 """Operations that stay in float after the last dequantize."""
 

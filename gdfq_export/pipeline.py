@@ -25,10 +25,10 @@ from gdfq_export.capture import capture
 from gdfq_export.checkpoint import DIVERGED, REFUSED, WRITING, Checkpoint, WorkDirectory, open_checkpoint
 from gdfq_export.distributed import rank, size
 from gdfq_export.emit import float_onnx_from_graph, onnx_with_names
-from gdfq_export.errors import DivergedError, UnsupportedModelError, UsageError
+from gdfq_export.errors import DivergedError, Reason, UnsupportedModelError, UsageError
 from gdfq_export.exact import IntegerProgram
 from gdfq_export.files import atomic_path, companions_of, remove_leftovers
-from gdfq_export.float_parts import float_parts
+from gdfq_export.float_parts import float_parts, float_reasons
 from gdfq_export.forecast import Forecast, forecast, warning_of
 from gdfq_export.generator import ImageSpec, image_spec
 from gdfq_export.graph import Graph, Node, digest_of, unshared
@@ -47,11 +47,13 @@ from gdfq_export.passes import (
     pad_input,
     space_to_depth,
 )
+from gdfq_export.passes.integer_forms import form_reasons
 from gdfq_export.plan import Plan, make_plan, quantized_part, with_endings, without_endings
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress, silent
 from gdfq_export.provenance import golden_vectors, names_fact, stamp, stamp_input
 from gdfq_export.real_images import RealImages
+from gdfq_export.reasons import output_reasons, refusal
 from gdfq_export.report import report_html, widths_of
 from gdfq_export.run_once import run_once
 from gdfq_export.score import LogitError
@@ -110,17 +112,17 @@ class Exported:
 
 def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
     """Capture, passes and plan: everything before the first image."""
-    whole = canonicalize(capture(loaded.module, loaded.input_size))
+
+    def check(graph: Graph) -> list[Reason]:
+        return [*form_reasons(graph, graph.nodes), *float_reasons(graph, settings.allow_float)]
+
+    whole = canonicalize(capture(loaded.module, loaded.input_size, check))
     if "find_channel_shuffle" not in settings.without:
         whole = find_channel_shuffle(whole)
     captured, endings = without_endings(hoist_activations(whole))
     in_float = float_parts(captured, settings.allow_float)
-    logits = captured[captured.output]
-    if len(logits.shape) != 1:
-        raise UnsupportedModelError(
-            f"the model returns a tensor of shape {list(logits.shape)} for each image, but a classifier returns one "
-            "number for each class: wrap it in a module that does"
-        )
+    if reasons := output_reasons(captured):
+        raise refusal(reasons)
     if loaded.num_classes is not None and loaded.num_classes != captured.num_outputs:
         raise UsageError(
             f"--num-classes {loaded.num_classes} does not fit the network, whose last layer has "

@@ -1,13 +1,13 @@
 """Functional ATen program -> graph in our vocabulary.
 
-A rule (`aten_rules.py`) gets the FX node and says what it means. An operator without a rule is an error that names it
-and its place in the user's module; nothing is skipped silently.
+A rule (`aten_rules.py`) gets the FX node and says what it means. Operators without a rule are one error that names all
+of them and their places in the user's module (`reasons.py`); nothing is skipped silently.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,16 +15,25 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from gdfq_export.aten_rules import ROLES, RULES
-from gdfq_export.errors import UnsupportedModelError
+from gdfq_export.errors import Reason, UnsupportedModelError
 from gdfq_export.fx_nodes import Arguments, module_path, operator_name, place_of, shape_of, unsupported, value_of
 from gdfq_export.graph import INPUT, OUTPUT, Graph, Node, rebuild, unused_name, without_clashes
+from gdfq_export.ops import STAND_IN
 from gdfq_export.precision import float32
+from gdfq_export.reasons import output_reasons, refusal, stand_in_reasons
 
 FILLED = {"zeros_like": 0.0, "new_zeros": 0.0, "zeros": 0.0, "ones_like": 1.0, "new_ones": 1.0, "ones": 1.0}
 
 
-def graph_from_program(program: ExportedProgram) -> Graph:
-    """Translates a functional program; the only result must be one batch of logits."""
+Check = Callable[[Graph], Iterable[Reason]]
+"""What else stands against a graph, which may have stand-ins."""
+
+
+def graph_from_program(program: ExportedProgram, check: Check = lambda graph: ()) -> Graph:
+    """Translates a functional program; the only result must be one batch of logits.
+
+    All reasons against it are one error, those that `check` finds included.
+    """
     count = len(program.graph_signature.user_inputs)
     if count != 1:
         raise UnsupportedModelError(f"the model takes {count} inputs, but a classifier takes one batch of images")
@@ -33,7 +42,10 @@ def graph_from_program(program: ExportedProgram) -> Graph:
         if node.op == "placeholder":
             translation.read_placeholder(node)
         elif node.op == "output":
-            return translation.finish(node)
+            graph = translation.finish(node)
+            if reasons := [*stand_in_reasons(graph), *check(graph)]:
+                raise refusal([*output_reasons(graph), *reasons])
+            return graph
         else:
             translation.read_call(node)
     raise AssertionError("a program without output")
@@ -55,6 +67,7 @@ class _Translation:
         self.keys: dict[str, str] = {}  # FX name of what is constant -> key of the parameter
         self.tensors: dict[str, str] = {}  # FX name -> tensor name
         self.splits: dict[str, tuple[fx.Node, list[int], int]] = {}  # FX name -> data, sizes and axis
+        self.stand_ins: set[str] = set()  # FX names
         self.names = {INPUT, OUTPUT}
         self.batch: Any = None
 
@@ -68,6 +81,15 @@ class _Translation:
             self._hold(node, self.targets[node.name], self.state[self.targets[node.name]])
 
     def read_call(self, node: fx.Node) -> None:
+        """A node, or what stands for it where it cannot be."""
+        try:
+            self._read(node)
+        except UnsupportedModelError as error:
+            if not error.reasons:
+                raise
+            self._stand_in(node, error.reasons)
+
+    def _read(self, node: fx.Node) -> None:
         """An operator, one of several results of one, or arithmetic on the batch size, which leaves nothing."""
         fixed = self._constant_value(node)
         if fixed is not None:
@@ -81,10 +103,9 @@ class _Translation:
         """The graph whose only result is what `node`, the program's output, returns."""
         results = [value for value in node.args[0] if isinstance(value, fx.Node)]  # type: ignore[union-attr]
         if len(results) != 1:
-            raise UnsupportedModelError(
-                f"the model returns {len(results)} tensors, but a classifier returns one batch of logits: "
-                "wrap it in a module that returns only those"
-            )
+            problem = f"returns {len(results)} tensors, but a classifier returns one batch of logits"
+            several = Reason("output", "the model", problem, "wrap it in a module that returns only those")
+            raise refusal([several, *stand_in_reasons(Graph(tuple(self.nodes), {}, ""))])
         if results[0].name not in self.tensors:
             raise UnsupportedModelError("the model returns a parameter, which does not depend on its input")
         inputs = [node for node in self.nodes if node.op == INPUT]
@@ -99,10 +120,7 @@ class _Translation:
     def _read_operator(self, node: fx.Node) -> None:
         aten = operator_name(node)
         if aten not in RULES:
-            raise UnsupportedModelError(
-                f"operator {aten} at {place_of(node)} is not supported: "
-                "replace it in the model, or open an issue with the model's code"
-            )
+            raise unsupported(node)
         arguments = Arguments(node)
         try:
             op, attributes = RULES[aten](arguments)
@@ -125,7 +143,10 @@ class _Translation:
             if any(value.name not in self.keys for value in held.values()):
                 raise unsupported(node, "weights that are computed by the model")
             parameters = {role: self.keys[value.name] for role, value in held.items()}
-        _check_batch(node, self.batch)
+        if not _has_batch(node, self.batch):
+            if any(source.name in self.stand_ins for source in node.all_input_nodes):
+                return self._stand_in(node)  # what is lost before is said there
+            raise unsupported(node, f"a result of shape {_whole_shape(node)}, whose first axis is not the batch")
         self._add(node, op, inputs, attributes, parameters, place_of(node))
 
     def _read_result(self, node: fx.Node) -> None:
@@ -133,7 +154,9 @@ class _Translation:
         source, index = node.args
         assert isinstance(source, fx.Node)
         assert isinstance(index, int)
-        if source.name in self.splits:
+        if source.name in self.stand_ins:
+            self._stand_in(node)
+        elif source.name in self.splits:
             origin, sizes, axis = self.splits[source.name]
             start = sum(sizes[:index])
             attributes = {"axis": axis, "start": start, "end": start + sizes[index], "step": 1}
@@ -142,6 +165,15 @@ class _Translation:
             self.tensors[node.name] = self.tensors[source.name]
         else:
             raise unsupported(source, f"its result number {index} in use")
+
+    def _stand_in(self, node: fx.Node, reasons: Sequence[Reason] = ()) -> None:
+        """Something with the inputs and the shape of what cannot be, so that what reads it can be read too."""
+        inputs = [self._tensor_name(value) for value in node.all_input_nodes if self._is_tensor(value)]
+        self.stand_ins.add(node.name)
+        self._add(node, STAND_IN, inputs, {"reasons": tuple(reasons)}, {}, place_of(node))
+
+    def _is_tensor(self, node: fx.Node) -> bool:
+        return node.name in self.tensors or node.name in self.keys
 
     def _add(
         self,
@@ -209,9 +241,13 @@ def _tensor_arguments(node: fx.Node) -> list[fx.Node]:
     return [part for part in flat if isinstance(part, fx.Node) and isinstance(value_of(part), torch.Tensor)]
 
 
-def _check_batch(node: fx.Node, batch: Any) -> None:
-    """The first axis of every tensor must be the batch, unmerged and unsplit."""
+def _has_batch(node: fx.Node, batch: Any) -> bool:
+    """Whether the first axis is the batch, unmerged and unsplit, as that of every tensor must be."""
+    shape = _whole_shape(node)
+    return bool(shape) and not isinstance(shape[0], int) and str(shape[0]) == str(batch)
+
+
+def _whole_shape(node: fx.Node) -> list[Any]:
+    """The shape of the (first) result with its batch."""
     value = value_of(node)
-    value = value[0] if isinstance(value, (tuple, list)) else value
-    if value.ndim == 0 or isinstance(value.shape[0], int) or str(value.shape[0]) != str(batch):
-        raise unsupported(node, f"a result of shape {list(value.shape)}, whose first axis is not the batch")
+    return list((value[0] if isinstance(value, (tuple, list)) else value).shape)

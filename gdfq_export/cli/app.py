@@ -19,7 +19,7 @@ from gdfq_export.cli.models import models
 from gdfq_export.cli.quantize import quantize
 from gdfq_export.cli.streams import claim_stdout, drop_stdout, release_stdout
 from gdfq_export.cli.verify import verify
-from gdfq_export.errors import LostProcessError, OutputFileError
+from gdfq_export.errors import LostProcessError, OutputFileError, Reason
 
 EXIT_BUG = 70  # EX_SOFTWARE: our fault, not the user's
 EXIT_INTERRUPTED = 130
@@ -97,7 +97,7 @@ def _run(words: list[str]) -> int:
             return _fail(text, code, words, debug)
         if isinstance(error, LostProcessError) and os.environ.get("RANK") != "0":
             return int(code)  # process 0 says it for all that are left
-        return _fail(str(error), code, words, debug)
+        return _fail(str(error), code, words, debug, getattr(error, "reasons", ()))
 
 
 def _interrupted(words: Sequence[str], debug: bool) -> int:
@@ -105,11 +105,12 @@ def _interrupted(words: Sequence[str], debug: bool) -> int:
     return _fail(f"interrupted{hint}", EXIT_INTERRUPTED, words, debug)
 
 
-def _fail(message: str, code: int, words: Sequence[str], debug: bool) -> int:
-    """Says `message` on stderr and, with `--json`, as one object on stdout."""
+def _fail(message: str, code: int, words: Sequence[str], debug: bool, reasons: Sequence[Reason] = ()) -> int:
+    """Says `message` on stderr and, with `--json`, as one object on stdout, where the reasons are a list too."""
     if debug:
         traceback.print_exc()
     print(f"gdfq-export: {' '.join(message.split())}", file=sys.stderr)
     if "--json" in words:
-        print(json.dumps({"error": message, "exit_code": code}))
+        listed = [{"operator": each.operator, "place": each.place, "advice": each.advice} for each in reasons]
+        print(json.dumps({"error": message, "exit_code": code, **({"reasons": listed} if listed else {})}))
     return code

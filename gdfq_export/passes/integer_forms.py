@@ -18,14 +18,15 @@ bits however narrow its own are (attribute `bits`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
-from gdfq_export.errors import UnsupportedModelError
+from gdfq_export.errors import Reason
 from gdfq_export.graph import Graph, Node, derived
-from gdfq_export.ops import ENDINGS, MOST_TERMS
+from gdfq_export.ops import ENDINGS, MOST_TERMS, STAND_IN
+from gdfq_export.reasons import refusal
 
 Form = Callable[[Graph, Node, dict[str, Tensor]], list[Node]]
 FIXED_BITS = 8
@@ -89,12 +90,9 @@ def _softmax(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
     """Not at the end of the network: there it stays in float (see `plan.quantized_part`)."""
     if _is_ending(graph, node):
         return [node]
+    if reasons := form_reasons(graph, [node]):
+        raise refusal(reasons)
     axis, shape = node.attributes["axis"], node.shape
-    if shape[axis - 1] > MOST_TERMS:
-        raise UnsupportedModelError(
-            f"a softmax over {shape[axis - 1]} elements at {node.place} is not supported before the end of the network "
-            f"(at most {MOST_TERMS} are): replace it in the model"
-        )
     one = (*shape[: axis - 1], 1, *shape[axis:])
     names = ("max", "below", "distance", "power", "total", "inverse")
     peak, below, distance, power, total, inverse = (derived(node.name, part) for part in names)
@@ -115,12 +113,27 @@ def _softmax(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
 def _log_softmax(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
     if _is_ending(graph, node):
         return [node]
-    raise UnsupportedModelError(f"log_softmax at {node.place} is not supported before the end of the network")
+    raise refusal(form_reasons(graph, [node]))
+
+
+def form_reasons(graph: Graph, nodes: Iterable[Node]) -> list[Reason]:
+    """Why nodes of the vocabulary have no integer form where they stand."""
+    reasons = []
+    for node in nodes:
+        if node.op not in ENDINGS or _is_ending(graph, node):
+            continue
+        problem, terms = "is not supported before the end of the network", node.shape[node.attributes["axis"] - 1]
+        if node.op == "softmax" and terms > MOST_TERMS:
+            problem = f"over {terms} elements {problem} (at most {MOST_TERMS} are)"
+        elif node.op == "softmax":
+            continue
+        reasons.append(Reason(node.op, node.place, problem, "replace it in the model"))
+    return reasons
 
 
 def _is_ending(graph: Graph, node: Node) -> bool:
     name = graph.output
-    while graph[name].op in ENDINGS:
+    while graph[name].op in ENDINGS or (graph[name].op == STAND_IN and graph[name].inputs):
         if name == node.name:
             return True
         name = graph[name].inputs[0]
