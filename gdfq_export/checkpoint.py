@@ -31,6 +31,7 @@ import torch
 from gdfq_export.distributed import agreed, rank
 from gdfq_export.errors import InputFileError, OutputFileError
 from gdfq_export.files import atomic_path, remove_leftovers
+from gdfq_export.stopwatch import Stopwatch
 
 SETTINGS = "settings.json"
 SUFFIX = ".state"
@@ -39,6 +40,7 @@ LARGEST_SHARE = 0.05  # of the time may go into saving
 DIVERGED = "diverged"
 WRITING = "writing"
 REFUSED = "refused"
+SPENT = "seconds spent"  # in every state
 CHANGEABLE = ("schedule.generator_lr", "schedule.student_lr", "schedule.beta", "schedule.gamma", "schedule.temperature")
 """Settings that may differ from the saved ones after training has diverged: they are what there is to change."""
 REFUSABLE = ("size_budget", "bit_operations_budget")
@@ -53,15 +55,27 @@ def is_writing(folder: Path) -> bool:
 class Checkpoint:
     """The stages of one run; without a folder it saves nothing and finds nothing."""
 
-    def __init__(self, folder: Path | None = None, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: Path | None = None, facts: Mapping[str, Any] | None = None, stopwatch: Stopwatch | None = None
+    ) -> None:
         self.folder = folder
         self.facts = dict(facts or {})
+        self.stopwatch = stopwatch or Stopwatch(None)
+        self._own: set[str] = set()  # stages that this process has saved
         self._saved = time.monotonic()
         self._cost = 0.0
 
     def load(self, stage: str) -> dict[str, Any] | None:
-        """The newest state of a stage, or None; that of process 0 where several train together."""
-        return agreed(self._read(stage) if rank() == 0 else None)
+        """The newest state of a stage, or None; that of process 0 where several train together.
+
+        What was spent on it counts from now on.
+        """
+        state = agreed(self._read(stage) if rank() == 0 else None)
+        if state is not None:
+            spent = state.pop(SPENT, 0.0)
+            if stage not in self._own:
+                self.stopwatch.carry(spent)
+        return state
 
     def _read(self, stage: str) -> dict[str, Any] | None:
         if self.folder is None or not (path := self._path(stage)).exists():
@@ -79,8 +93,9 @@ class Checkpoint:
         start = time.monotonic()
         self._claim()
         buffer = io.BytesIO()  # to memory first: a full disk is then an OSError
-        torch.save(dict(state), buffer)
+        torch.save({**state, SPENT: self.stopwatch.own_seconds}, buffer)
         self._write(self._path(stage), buffer.getvalue())
+        self._own.add(stage)
         self._saved = time.monotonic()
         self._cost = self._saved - start
 
@@ -146,10 +161,10 @@ class WorkDirectory:
     discard: bool = False  # start anew; with neither the directory is refused, so that no work is lost by mistake
 
 
-def open_checkpoint(work: WorkDirectory, facts: Mapping[str, Any]) -> Checkpoint:
+def open_checkpoint(work: WorkDirectory, facts: Mapping[str, Any], stopwatch: Stopwatch | None = None) -> Checkpoint:
     """The checkpoint of a run with these settings; nothing is written before the first state is saved."""
     folder, plain = work.folder, json.loads(json.dumps(facts))
-    checkpoint = Checkpoint(folder, plain)
+    checkpoint = Checkpoint(folder, plain, stopwatch)
     if rank() == 0 and folder.exists():
         _check_directory(checkpoint, folder, work)
     return checkpoint

@@ -143,7 +143,6 @@ def tune(
         optimizer.load_state_dict(saved["optimizer"])
         steps, first, measured = saved["steps"], saved["done"], saved["measured"]
         slower, start = saved["slower"], saved["start"]
-        stopwatch.at_least(saved["seconds"])
     began = stopwatch.seconds
     for step in range(first, schedule.steps):
         if not measured and step == first + TIMED:
@@ -175,7 +174,7 @@ def tune(
         progress(STAGE, step + 1, steps)
         if checkpoint.is_due():
             states = {"program": program.state_dict(), "optimizer": optimizer.state_dict()}
-            pace = {"slower": slower, "start": start, "measured": measured, "seconds": stopwatch.seconds}
+            pace = {"slower": slower, "start": start, "measured": measured}
             checkpoint.save(TUNING_STAGE, {**states, **pace, "steps": steps, "done": step + 1})
     return program.quantized()
 

@@ -7,8 +7,8 @@
 e is the error of the logits on held-back images (`score.py`), C the number of classes. Noise on the logits changes
 classes in proportion to its amplitude, both ways: gains and losses nearly cancel, and what is lost in the end grows
 with the square of the noise, which the error is. How many images change sides is what chance does to an accuracy
-that is measured on some hundred of them. `benchmarks/forecast.py` fits the constants and says how often the bounds hold, also
-for each network with the constants that the others alone would give.
+that is measured on some hundred of them. `benchmarks/forecast.py` fits the constants and says how often the bounds
+hold, also for each network with the constants that the others alone would give.
 
 Beyond `FURTHEST`, states that score alike lose anything from a few points to all of them: there is no forecast.
 """

@@ -65,7 +65,6 @@ def reconstruct(
     finished = 0
     if saved is not None:
         quantized, finished = quantized_from_saved(quantized, saved), saved["finished"]
-        stopwatch.add(saved["seconds"])
     for index, block in enumerate(blocks):
         program = BlockProgram(block, quantized)
         targets = keep(run_float(graph, block, exact, schedule.batch))
@@ -73,13 +72,13 @@ def reconstruct(
         if program.slots and index >= finished and seconds > 0:
             data = _Data(exact, rounded, targets)
             randomness = randomness_of(seed, index)
-            for done in train_block(program, data, schedule, randomness, seconds):
+            for done in train_block(program, data, schedule, randomness, seconds, stopwatch.clock):
                 progress(STAGE, index + done, len(blocks))
             quantized = program.learned(quantized)
             program = BlockProgram(block, quantized)
             if checkpoint.is_due() or index == len(blocks) - 1:
                 state = quantized_to_save(quantized)
-                checkpoint.save(BLOCKS_STAGE, {**state, "finished": index + 1, "seconds": stopwatch.seconds})
+                checkpoint.save(BLOCKS_STAGE, {**state, "finished": index + 1})
         outputs = keep(run_block(program, rounded, schedule.batch))
         later = {name for following in blocks[index + 1 :] for name in following.inputs}
         exact = {name: value for name, value in {**exact, **targets}.items() if name in later}
@@ -141,9 +140,10 @@ def train_block(
     schedule: Reconstruction,
     randomness: torch.Generator,
     seconds: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[float]:
     """Trains one block; yields the share that is done after each step. Few seconds mean fewer steps."""
-    start, steps, step = time.monotonic(), schedule.steps, 0
+    start, steps, step = clock(), schedule.steps, 0
     dropping = Dropping(schedule.keep, randomness)
     roundings = program.roundings()
     groups = [
@@ -157,8 +157,10 @@ def train_block(
     count = len(next(iter(data.targets.values())))
     noise = rounding_noise(program, data, schedule.batch)
     while step < steps:
-        if step == TIMED and seconds < math.inf:
-            steps = min(steps, max(int(seconds / (time.monotonic() - start) * TIMED), TIMED))
+        if 0 < step <= TIMED and clock() - start > seconds:
+            steps = step
+        elif step == TIMED and seconds < math.inf:
+            steps = min(steps, max(int(seconds / (clock() - start) * TIMED), TIMED))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * half_cosine(step / steps)
         chosen = torch.randint(0, count, (schedule.batch,), generator=randomness)

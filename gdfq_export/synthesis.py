@@ -175,7 +175,6 @@ def train_generator(
     if (saved := checkpoint.load(GENERATOR_STAGE)) is not None:
         restore_generator(state, saved["generator"])
         planned = saved["planned"]
-        stopwatch.add(saved["seconds"])
     state.optimizer.param_groups[0]["lr"] = schedule.generator_lr
     while state.steps < planned:
         update_generator(state, teacher, schedule)
@@ -184,8 +183,7 @@ def train_generator(
             planned = state.steps
         progress("training the generator", state.steps, planned)
         if state.steps == planned or checkpoint.is_due():
-            entry = {"planned": planned, "seconds": stopwatch.seconds}
-            checkpoint.save(GENERATOR_STAGE, {"generator": generator_to_save(state), **entry})
+            checkpoint.save(GENERATOR_STAGE, {"generator": generator_to_save(state), "planned": planned})
     return state.steps
 
 

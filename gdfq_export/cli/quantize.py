@@ -189,6 +189,7 @@ def quantize(
     no_companions: Annotated[
         bool, typer.Option("--no-companions", help="Write the ONNX file only, not the PyTorch and float ones.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on the way, only the result.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Quantize a trained classifier without data and write an integer ONNX file.
@@ -263,7 +264,7 @@ def quantize(
         check_output(out, force=force or resume)
         if images is not None and not images.is_file():
             check_output(images, force=True, option="--images")
-    if not as_json:
+    if not as_json and not quiet:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         logging.getLogger("torch").setLevel(logging.ERROR)
         print("loading PyTorch", file=sys.stderr, flush=True)
@@ -349,7 +350,7 @@ def quantize(
     real = RealImages(*folders)
     work = WorkDirectory(folder, resume=resume, discard=force)
     with users_code(), joined(settings.device) as own_device:
-        quiet = as_json or rank() != 0
+        quiet = quiet or rank() != 0
         settings = dataclasses.replace(settings, device=own_device)
         with nullcontext(silent) if quiet else progress_bars() as progress:
             result = run(

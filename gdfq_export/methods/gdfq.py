@@ -89,7 +89,6 @@ def gdfq(task: Task) -> Outcome:
         calibrated = calibrated_from_saved(task, saved["calibrated"])
         training = start_training(task, calibrated, supply)
         training.restore(saved)
-        stopwatch.add(saved["seconds"])
     train(task, training, calibrated, stopwatch)
     held_back = supply.held_back()
     before = error_of(calibrated, teacher, held_back)
@@ -153,8 +152,7 @@ def train(task: Task, training: Training, calibrated: Quantized, stopwatch: Stop
         task.progress("training generator and student in turns", training.done, training.steps)
         if training.done == training.steps or checkpoint.is_due():
             refuse_diverged(loss_of_saved(training, seen, schedule), training.done, schedule.student_lr)
-            entry = {"calibrated": start_state, "seconds": stopwatch.seconds}
-            checkpoint.save(TRAINING_STAGE, {**training.to_save(), **entry})
+            checkpoint.save(TRAINING_STAGE, {**training.to_save(), "calibrated": start_state})
             checkpoint.drop(GENERATOR_STAGE)
 
 
