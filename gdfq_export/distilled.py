@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,17 +22,21 @@ import torch
 from torch import Tensor
 
 from gdfq_export.checkpoint import Checkpoint
+from gdfq_export.costs import LEAST_IMAGES
+from gdfq_export.distributed import agreed
 from gdfq_export.errors import DivergedError
 from gdfq_export.generator import ImageSpec
 from gdfq_export.losses import cross_entropy, run_with_statistics, statistics_loss
 from gdfq_export.progress import Progress
 from gdfq_export.settings import Distillation
 from gdfq_export.steps import half_cosine, randomness_of
+from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher, autocast
 
 STAGE = "optimising images"
 IMAGES_STAGE = "images"
-FEWEST, FEWEST_STEPS = 64, 40
+FEWEST, FEWEST_STEPS = 64, 40  # where there is time for them
+TRIALS, TRIED, TRIAL_SHARE = 3, 16, 0.05  # of a step: how often, with how many images, within which part of the time
 RGB = 3
 COLOURS = (1.0, 0.3, 0.15)  # strength of grey, red against blue, and green against both
 
@@ -57,9 +60,13 @@ def distil_images(
     seed: int,
     progress: Progress,
     checkpoint: Checkpoint | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> Images:
-    """Batch after batch, each from a seed of its own, so that a run continues with the batch that it was killed in."""
-    checkpoint = checkpoint or Checkpoint()
+    """Batch after batch, each from a seed of its own, so that a run continues with the batch that it was killed in.
+
+    When the time is over, a batch stays as far as it is, and none follows.
+    """
+    checkpoint, stopwatch = checkpoint or Checkpoint(), stopwatch or Stopwatch(None)
     count = -(-schedule.images // schedule.batch)
     total = count * schedule.steps
     saved = checkpoint.load(IMAGES_STAGE)
@@ -71,34 +78,50 @@ def distil_images(
         def advance(step: int, before: int = index * schedule.steps) -> None:
             progress(STAGE, before + step, total)
 
-        batch = distil_batch(teacher, spec, schedule, size, randomness, advance)
+        batch = distil_batch(teacher, spec, schedule, size, randomness, advance, stopwatch.is_over)
         made = batch if made is None else made.joined(batch)
-        if checkpoint.is_due() or index == count - 1:
+        over = stopwatch.is_over()
+        if checkpoint.is_due() or over or index == count - 1:
             checkpoint.save(IMAGES_STAGE, {"pixels": made.pixels, "labels": made.labels})
+        if over:
+            break
     assert made is not None
     progress(STAGE, total, total)
     return made
 
 
-def fit_to_time(schedule: Distillation, seconds: float, seconds_per_image: float) -> Distillation:
-    """As many steps and images as there is time for: fewer images first, down to `FEWEST`, then fewer steps."""
+def fit_to_time(
+    schedule: Distillation, seconds: float, seconds_per_image: float, most: int | None = None
+) -> Distillation:
+    """As many steps and images as there is time for: fewer images first, then fewer steps, then fewer of both.
+
+    Down to `LEAST_IMAGES` that are not optimised at all; and at most as many as later work has time for.
+    """
     affordable = seconds / max(seconds_per_image, 1e-9)  # images times steps
-    fewest = min(FEWEST, schedule.images)
-    steps = max(min(schedule.steps, int(affordable / fewest)), min(FEWEST_STEPS, schedule.steps))
-    images = min(schedule.images, max(fewest, int(affordable / steps)))
+    limit = schedule.images if most is None else max(min(schedule.images, most), min(LEAST_IMAGES, schedule.images))
+    fewest, fewest_steps = min(FEWEST, limit), min(FEWEST_STEPS, schedule.steps)
+    if affordable < fewest * fewest_steps:
+        fewest = min(max(int(affordable / max(fewest_steps, 1)), LEAST_IMAGES), fewest)
+    steps = min(schedule.steps, int(affordable / fewest))
+    images = min(limit, max(fewest, int(affordable / max(steps, 1)))) if steps else fewest
     return dataclasses.replace(schedule, images=images, batch=min(schedule.batch, images), steps=steps)
 
 
-def time_a_step(teacher: Teacher, spec: ImageSpec, schedule: Distillation) -> float:
-    """Seconds that one image takes for one step."""
-    trial = dataclasses.replace(schedule, steps=1)
-    size = min(schedule.batch, 16)
-    seconds = []
-    for _ in range(3):
-        start = time.monotonic()
+def time_a_step(teacher: Teacher, spec: ImageSpec, schedule: Distillation, stopwatch: Stopwatch | None = None) -> float:
+    """Seconds that one image takes for one step; one image alone tells where a better trial would take too long."""
+    trial, stopwatch = dataclasses.replace(schedule, steps=1), stopwatch or Stopwatch(None)
+
+    def seconds(size: int) -> float:
+        start = stopwatch.clock()
         distil_batch(teacher, spec, trial, size, torch.Generator().manual_seed(0))
-        seconds.append(time.monotonic() - start)
-    return min(seconds) / size
+        return (stopwatch.clock() - start) / size
+
+    size = min(schedule.batch, TRIED)
+    if stopwatch.limit < math.inf:
+        single = agreed(min(seconds(1), seconds(1)))
+        if TRIALS * size * single > TRIAL_SHARE * stopwatch.left():
+            return single
+    return agreed(min(seconds(size) for _ in range(TRIALS)))
 
 
 def distil_batch(
@@ -108,14 +131,17 @@ def distil_batch(
     size: int,
     randomness: torch.Generator,
     advance: Callable[[int], None] = lambda step: None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Images:
-    """One batch of pixels, optimised together."""
+    """One batch of pixels, optimised together, as long as there is time."""
     device = teacher.device
     labels = torch.randint(0, teacher.labels, (size,), generator=randomness).to(device)
     waves = Waves(spec, schedule, device)
     z = torch.randn(size, *waves.shape, generator=randomness).to(device).requires_grad_(True)
     optimizer = torch.optim.Adam([z], lr=schedule.lr, betas=(0.9, 0.99))
     for step in range(schedule.steps):
+        if is_over():
+            break
         optimizer.param_groups[0]["lr"] = schedule.lr * half_cosine(step / schedule.steps)
         moved = jitter(waves.image(z), schedule.shift, randomness).contiguous(memory_format=torch.channels_last)
         with autocast(device):

@@ -145,6 +145,8 @@ def tune(
         slower, start = saved["slower"], saved["start"]
     began = stopwatch.seconds
     for step in range(first, schedule.steps):
+        if not measured and step > first and stopwatch.is_over():
+            break
         if not measured and step == first + TIMED:
             steps = min(steps, step + int(stopwatch.left() * TIMED / (stopwatch.seconds - began)))
             measured = True

@@ -8,7 +8,6 @@ import hashlib
 import io
 import logging
 import platform
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import Tensor
 from gdfq_export import __version__
 from gdfq_export.capture import capture
 from gdfq_export.checkpoint import DIVERGED, REFUSED, WRITING, Checkpoint, WorkDirectory, open_checkpoint
+from gdfq_export.costs import Costs, measure_costs, refuse_less_than_the_least
 from gdfq_export.distributed import rank, size
 from gdfq_export.emit import float_onnx_from_graph, onnx_with_names
 from gdfq_export.errors import DivergedError, Reason, UnsupportedModelError, UsageError
@@ -59,10 +59,12 @@ from gdfq_export.run_once import run_once
 from gdfq_export.score import LogitError
 from gdfq_export.settings import Settings
 from gdfq_export.simulation import SimulationGap, compare_simulation
+from gdfq_export.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
 NO_IMAGES = RealImages()
 NO_STORE = ImageStore()
+SCORED_STATES = {"dfq": 3, "recon": 3, "gdfq": 2, "dfqf": 2}  # by the least of a method
 VERSIONED = ("torch", "onnx", "numpy", "pytorchcv")
 
 
@@ -146,12 +148,23 @@ def quantize_model(
     checkpoint: Checkpoint | None = None,
     real: RealImages = NO_IMAGES,
     store: ImageStore = NO_STORE,
+    stopwatch: Stopwatch | None = None,
+    preparing: float = 0.0,
 ) -> Exported:
-    """Runs the method and lowers what it returns; deterministic for a seed on one machine."""
+    """Runs the method and lowers what it returns; deterministic for a seed on one machine.
+
+    A budget is refused at once where the least that works does not fit into it; `preparing` is what `prepare` took.
+    """
     torch.manual_seed(settings.seed)
-    checkpoint = checkpoint or Checkpoint()
+    stopwatch = stopwatch or Stopwatch(settings.schedule.budget_seconds)
+    checkpoint, costs = checkpoint or Checkpoint(), Costs()
+    if settings.schedule.budget_seconds is not None:
+        costs = measure_costs(prepared.folded, prepared.plan, settings, stopwatch, preparing)
+        refuse_less_than_the_least(costs, SCORED_STATES.get(settings.method, 1), stopwatch)
+        stopwatch.reserve(costs.ending(0))
+        stopwatch.open()
     network = (prepared.captured, prepared.folded, prepared.plan, prepared.image)
-    task = Task(*network, settings, progress, checkpoint, real, store)
+    task = Task(*network, settings, progress, checkpoint, real, store, stopwatch, costs)
     return lower_outcome(prepared, settings, METHODS[settings.method](task), progress)
 
 
@@ -330,16 +343,21 @@ def run(
     report: Path | None = None,
     real: RealImages = NO_IMAGES,
     store: ImageStore = NO_STORE,
+    stopwatch: Stopwatch | None = None,
 ) -> dict[str, Any]:
     """The whole way from a loaded network to the files; returns what `quantize --json` prints.
 
-    Where several processes train together, process 0 alone writes, and the others return nothing.
+    Where several processes train together, process 0 alone writes, and the others return nothing. A budget counts from
+    the start of `stopwatch`: of this call, or of the process that makes it.
     """
-    start = time.monotonic()
+    stopwatch = stopwatch or Stopwatch(settings.schedule.budget_seconds)
+    start = stopwatch.clock()
     prepared = prepare(loaded, settings)
-    checkpoint = open_checkpoint(work, run_facts(prepared, settings, real)) if work else Checkpoint()
+    facts = run_facts(prepared, settings, real)
+    preparing = stopwatch.clock() - start
+    checkpoint = open_checkpoint(work, facts, stopwatch) if work else Checkpoint()
     try:
-        exported = quantize_model(prepared, settings, progress, checkpoint, real, store)
+        exported = quantize_model(prepared, settings, progress, checkpoint, real, store, stopwatch, preparing)
     except DivergedError as error:
         if work is None:
             raise
@@ -355,7 +373,7 @@ def run(
     checkpoint.save(WRITING, {})
     for path in dataclasses.astuple(companions_of(out)):
         remove_leftovers(path)
-    facts = write_files(exported, settings, out, companions=companions, report=report)
+    written = write_files(exported, settings, out, companions=companions, report=report)
     checkpoint.remove()
     return {
         "out": str(out),
@@ -363,8 +381,8 @@ def run(
         "widths": widths_of(exported.integer),
         "method": settings.method,
         "kept": dataclasses.asdict(exported.outcome.kept),
-        "seconds": round(time.monotonic() - start, 1),
-        **facts,
+        "seconds": round(stopwatch.own_seconds, 1),
+        **written,
         **exported.to_json(),
         "weights_source": loaded.weights_source,
         "target": settings.target,
@@ -372,5 +390,6 @@ def run(
         "channels_coarser_for_target": exported.integer.report.channels_coarser,
         "weights_changed_for_target": exported.integer.report.weights_changed,
         "figures": dict(exported.outcome.figures),
+        "notes": list(exported.outcome.notes),
         "warnings": [text for text in [warning_of(exported.agreement, len(exported.outcome.held_back))] if text],
     }

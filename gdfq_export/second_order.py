@@ -28,6 +28,7 @@ from gdfq_export.program import as_many_as_fit
 from gdfq_export.progress import Progress, silent
 from gdfq_export.quantizers import over_channels, quantize_weight
 from gdfq_export.saturation import partners
+from gdfq_export.stopwatch import Stopwatch
 
 DAMPING = 0.5  # synthetic images say less about the weak directions of H than about the strong ones
 POSITIONS = 4096  # at least so many are looked at, and four for each weight of a channel
@@ -39,10 +40,17 @@ STAGE = "rounding weights"
 
 
 def round_by_second_order(
-    quantized: Quantized, images: Tensor, target: Target, progress: Progress = silent
+    quantized: Quantized,
+    images: Tensor,
+    target: Target,
+    progress: Progress = silent,
+    stopwatch: Stopwatch | None = None,
 ) -> Quantized:
-    """Weights on the grid, and biases that keep each layer's mean output over the images."""
-    program = _Rounding(quantized, target, progress)
+    """Weights on the grid, and biases that keep each layer's mean output over the images.
+
+    Layers for which there is no time are rounded to nearest.
+    """
+    program = _Rounding(quantized, target, progress, stopwatch or Stopwatch(None))
     program(as_many_as_fit(quantized.graph, images))
     return program.rounded()
 
@@ -50,9 +58,10 @@ def round_by_second_order(
 class _Rounding(FakeQuantProgram):
     """Runs the float network beside the rounded one, and rounds each layer when its inputs are there."""
 
-    def __init__(self, quantized: Quantized, target: Target, progress: Progress) -> None:
+    def __init__(self, quantized: Quantized, target: Target, progress: Progress, stopwatch: Stopwatch) -> None:
         super().__init__(quantized, learned_steps=False)
-        self.start, self.target, self.progress = quantized, target, progress
+        self.start, self.target, self.progress, self.stopwatch = quantized, target, progress, stopwatch
+        self.pace = 0.0  # seconds for a unit of work, in the layer before
         self.weights: dict[str, Tensor] = {}
         self.biases: dict[str, Tensor] = {}
 
@@ -85,10 +94,13 @@ class _Rounding(FakeQuantProgram):
         """Rounds one layer; its result on x, with the mean of the wanted one."""
         weight, scale = held["weight"], self.start.weight_scales[node.name].double()
         qmax = self.plan.weights[node.name].qmax
-        if weight[0].numel() > MOST_WEIGHTS:
+        work = _work(node, weight)
+        if weight[0].numel() > MOST_WEIGHTS or self.stopwatch.is_over() or not self.stopwatch.fits(self.pace * work):
             codes = quantize_weight(weight.double(), scale, qmax)
         else:
+            begun = self.stopwatch.clock()
             codes = self._codes(node, x, weight, scale, seed)
+            self.pace = (self.stopwatch.clock() - begun) / work
         hat = (codes * over_channels(scale, weight)).to(weight)
         value = KERNELS[node.op](node, [x], {**held, "weight": hat})
         axes = (0, *range(2, value.ndim)) if node.op == "conv" else tuple(range(value.ndim - 1))
@@ -120,6 +132,12 @@ class _Rounding(FakeQuantProgram):
                 node = node.replace(parameters={**node.parameters, **roles})
             nodes.append(node)
         return dataclasses.replace(self.start, graph=rebuild(self.graph, nodes, parameters=parameters))
+
+
+def _work(node: Node, weight: Tensor) -> float:
+    """What a layer's rounding costs, in units of its own: the covariance, its factors, and the columns."""
+    groups, size = node.attributes.get("groups", 1), weight[0].numel()
+    return float(groups * size * size * (max(POSITIONS, 4 * size) + len(weight) / groups + size))
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gdfq_export.checkpoint import Checkpoint
 from gdfq_export.distributed import part_of, shared
-from gdfq_export.errors import DivergedError, UnsupportedModelError, UsageError
+from gdfq_export.errors import DivergedError, UnsupportedModelError
 from gdfq_export.generator import Batch, Generator, ImageSpec, sample
 from gdfq_export.graph import Graph
 from gdfq_export.losses import (
@@ -165,8 +165,13 @@ def train_generator(
     share: float = 0.4,
     stopwatch: Stopwatch | None = None,
     checkpoint: Checkpoint | None = None,
+    update: Callable[[GeneratorState, Teacher, Schedule], GeneratorStep] | None = None,
 ) -> int:
-    """The warm-up of Algorithm 1; with a budget it ends after its `share`. Returns the steps done."""
+    """The warm-up of Algorithm 1; with a budget it ends after its `share`. Returns the steps done.
+
+    `update` is one step of another loss than GDFQ's.
+    """
+    update = update or update_generator
     stopwatch = stopwatch or Stopwatch(schedule.budget_seconds)
     checkpoint = checkpoint or Checkpoint()
     planned = schedule.warmup_steps if schedule.ablations.trains_generator else 0
@@ -177,23 +182,13 @@ def train_generator(
         planned = saved["planned"]
     state.optimizer.param_groups[0]["lr"] = schedule.generator_lr
     while state.steps < planned:
-        update_generator(state, teacher, schedule)
+        update(state, teacher, schedule)
         if stopwatch.is_over(share):
-            refuse_small_budget(stopwatch, state.steps)
             planned = state.steps
         progress("training the generator", state.steps, planned)
         if state.steps == planned or checkpoint.is_due():
             checkpoint.save(GENERATOR_STAGE, {"generator": generator_to_save(state), "planned": planned})
     return state.steps
-
-
-def refuse_small_budget(stopwatch: Stopwatch, done: int) -> None:
-    """A budget that the first step alone uses up is a mistake."""
-    if done == 1 and stopwatch.is_over():
-        raise UsageError(
-            f"--budget of {stopwatch.limit:g} s is too small: one step of the generator takes "
-            f"{stopwatch.seconds:.1f} s here, so give at least {math.ceil(20 * stopwatch.seconds)}s"
-        )
 
 
 @torch.no_grad()

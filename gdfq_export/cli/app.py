@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,6 +25,8 @@ from gdfq_export.errors import LostProcessError, OutputFileError, Reason
 
 EXIT_BUG = 70  # EX_SOFTWARE: our fault, not the user's
 EXIT_INTERRUPTED = 130
+STARTED_AT = 19  # of the fields behind the name in /proc/PID/stat, in ticks since the machine was started
+LONGEST_START = 60.0  # seconds; more is a clock that means something else
 
 app = typer.Typer(
     name="gdfq-export",
@@ -57,10 +61,10 @@ for command in (quantize, verify, inspect, bench, evaluate, models):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; a traceback is shown only with `--debug`."""
     if arguments is not None:
-        return _run(list(arguments))
-    words = sys.argv[1:]
+        return _run(list(arguments), time.monotonic())
+    words, started = sys.argv[1:], process_start()
     claim_stdout()
-    code = _run(words)
+    code = _run(words, started)
     try:
         release_stdout()
     except OutputFileError as error:
@@ -68,12 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], started: float) -> int:
+    """`started` is what a budget counts from."""
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
         # With standalone_mode off, click returns the code of `typer.Exit` instead of raising it: 130 after Ctrl-C.
-        code = int(typer.main.get_command(app).main(words, prog_name="gdfq-export", standalone_mode=False) or 0)
+        command = typer.main.get_command(app)
+        code = int(command.main(words, prog_name="gdfq-export", standalone_mode=False, obj=started) or 0)
         return _interrupted(words, debug) if code == EXIT_INTERRUPTED else code
     except KeyboardInterrupt:
         return _interrupted(words, debug)
@@ -98,6 +104,17 @@ def _run(words: list[str]) -> int:
         if isinstance(error, LostProcessError) and os.environ.get("RANK") != "0":
             return int(code)  # process 0 says it for all that are left
         return _fail(str(error), code, words, debug, getattr(error, "reasons", ()))
+
+
+def process_start() -> float:
+    """When this process began, on the clock of `time.monotonic`; now, where the system does not tell."""
+    now = time.monotonic()
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[STARTED_AT]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):
+        return now
+    return now - age if 0 <= age < LONGEST_START else now
 
 
 def _interrupted(words: Sequence[str], debug: bool) -> int:

@@ -291,6 +291,7 @@ def quantize(
         with_budget,
         with_reading,
     )
+    from gdfq_export.stopwatch import Stopwatch
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda needs a GPU and a CUDA build of PyTorch, and neither is here: use --device cpu")
@@ -363,6 +364,7 @@ def quantize(
                 report=report,
                 real=real,
                 store=ImageStore(images),
+                stopwatch=Stopwatch(seconds, context.obj),
             )
         if rank() != 0:
             return

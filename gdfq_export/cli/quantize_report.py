@@ -21,6 +21,8 @@ def print_result(
         print("weights are random (--no-pretrained): good for graph, size and latency only")
     else:
         print(forecast_of(result))
+    for note in result["notes"]:
+        print(f"note: {note}")
     for part in result["float_parts"]:
         print(f"stays float: {part}")
     if companions:

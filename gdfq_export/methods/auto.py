@@ -32,8 +32,8 @@ from gdfq_export.methods.calibrate import quantize_to_nearest
 from gdfq_export.methods.dfq import equalized_network
 from gdfq_export.methods.fitting import start_fitting
 from gdfq_export.methods.kept import Kept, least, listed
-from gdfq_export.methods.recon import judges, learn_as_a_whole, make_images, seen_and_held_back
-from gdfq_export.methods.task import Outcome, Task
+from gdfq_export.methods.recon import has_time_to_tune, judges, learn_as_a_whole, make_images, seen_and_held_back
+from gdfq_export.methods.task import UNTRAINED, Outcome, Task
 from gdfq_export.score import error_of
 from gdfq_export.second_order import round_by_second_order
 from gdfq_export.settings import is_large
@@ -47,17 +47,17 @@ TRUSTED = 1.2  # times the best score before it, with which a network that learn
 def auto(task: Task) -> Outcome:
     """Climbs the ladder and returns the best state."""
     settings = task.settings
-    stopwatch = Stopwatch(settings.schedule.budget_seconds)
+    stopwatch = task.stopwatch
     teacher = Teacher(task.captured, settings.device)
     made = make_images(task, teacher, stopwatch)
     images, held_back = seen_and_held_back(task, made)
     judging = judges(task, held_back)
     ladder = Ladder(lambda state: error_of(state, teacher, judging))
-    climb(task, ladder, images, stopwatch)
+    tuned = climb(task, ladder, images, stopwatch, task.costs.score(len(judging)))
     assert ladder.best is not None
     errors = {**ladder.scores, "kept": ladder.scores[ladder.kept]}  # not always the least
     figures = {"images": len(made.pixels), **{f"error_{k}": v for k, v in errors.items()}}
-    return Outcome(ladder.best, held_back, figures, kept=what_to_keep(ladder))
+    return Outcome(ladder.best, held_back, figures, kept=what_to_keep(ladder), notes=() if tuned else (UNTRAINED,))
 
 
 def what_to_keep(ladder: Ladder) -> Kept:
@@ -93,23 +93,35 @@ class Ladder:
         return min(self.scores.values(), default=float("inf")) <= ENOUGH
 
 
-def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> None:
-    """One rung after the other."""
-    settings = task.settings
+def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch, score: float = 0.0) -> bool:
+    """One rung after the other, as long as the next one and its score (so many seconds) fit into the budget.
+
+    False where the budget ended before the network was tuned that should have been.
+    """
+    settings, costs, count = task.settings, task.costs, len(images)
     images = images.to(settings.device)
     batches = torch.split(images, settings.reconstruction.batch)
-    fitting = start_fitting(task, images, stopwatch) if settings.weighing and not stopwatch.is_over() else None
+    fitting = None
+    with stopwatch.keeping(costs.state(count) + score):
+        if settings.weighing and not stopwatch.is_over() and stopwatch.fits(time_to_fit(task, count) + score):
+            fitting = start_fitting(task, images, stopwatch)
     task = fitting.task if fitting else task
     nearest = quantize_to_nearest(task, batches)
     plain = ladder.add("nearest", nearest)
     if ladder.is_good():
-        return
-    if not settings.weighing or stopwatch.is_over():  # `fitted` will have it too
+        return True
+    corrected = costs.correction(count) + score
+    fitted = costs.state(0) + (costs.state(count) if fitting else costs.state(count) + score) + corrected
+    goes_on = not stopwatch.is_over() and stopwatch.fits(fitted)
+    if not (fitting and goes_on) and stopwatch.fits(corrected):  # `fitted` will have it too
         ladder.add("corrected", correct_by_images(nearest, images))
-    if ladder.is_good() or stopwatch.is_over():
-        return
+    if ladder.is_good():
+        return True
+    if stopwatch.is_over() or not stopwatch.fits(fitted):
+        return not worth_tuning(task)
     if fitting:
-        start, exact = fitting.finish(nearest, batches, stopwatch)
+        with stopwatch.keeping(costs.state(0) + corrected):
+            start, exact = fitting.finish(nearest, batches, stopwatch)
         ladder.add("fitted", correct_by_images(start, images))
     else:
         graph, _ = equalized_network(task, absorb=False)  # absorbing is exact only where no value leaves what is usual
@@ -117,13 +129,27 @@ def climb(task: Task, ladder: Ladder, images: Tensor, stopwatch: Stopwatch) -> N
         even = agreed(ladder.score(equalized))
         start, exact = (equalized, graph) if even < plain else (nearest, task.folded)
         ladder.add("equalized", correct_by_images(equalized, images))
-    if ladder.is_good() or stopwatch.is_over():
-        return
-    compensated = round_by_second_order(start, images.cpu(), TARGETS[settings.target], task.progress)
+    if ladder.is_good():
+        return True
+    if stopwatch.is_over() or not stopwatch.fits(costs.second_order(count) + score):
+        return not worth_tuning(task)
+    with stopwatch.keeping(costs.second_order(count) + score):
+        compensated = round_by_second_order(start, images.cpu(), TARGETS[settings.target], task.progress, stopwatch)
     ladder.add("second_order", compensated)
-    if ladder.is_good() or stopwatch.is_over() or not worth_tuning(task):
-        return
-    ladder.add("tuned", learn_as_a_whole(task, compensated, exact, images, stopwatch), TRUSTED)
+    if ladder.is_good() or not worth_tuning(task):
+        return True
+    with stopwatch.keeping(score):
+        if stopwatch.is_over() or not has_time_to_tune(task, count, stopwatch):
+            return False
+        tuned = learn_as_a_whole(task, compensated, exact, images, stopwatch)
+    ladder.add("tuned", tuned, TRUSTED)
+    return True
+
+
+def time_to_fit(task: Task, images: int) -> float:
+    """Seconds that fitting takes at least: two states before `nearest`, two behind it."""
+    weighed = 2 * task.settings.weighing
+    return 3 * task.costs.state(weighed) + task.costs.state(images) + task.costs.correction(images)
 
 
 def worth_tuning(task: Task) -> bool:

@@ -14,7 +14,6 @@ from gdfq_export.program import FloatProgram
 from gdfq_export.quantizers import Affine, weight_scales
 from gdfq_export.ranges import affines_from_ranges, observe
 from gdfq_export.real_images import ImageSource, read_batches, split
-from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
 
@@ -24,7 +23,8 @@ def calibrate(task: Task) -> Outcome:
         images, held_back = real_calibration(task, task.real.calibration)
         return Outcome(quantize_to_nearest(task, images), held_back, {"real_images": sum(map(len, images))})
     supply = Generated(task, Teacher(task.captured, task.settings.device))
-    supply.warm_up(Stopwatch(task.settings.schedule.budget_seconds), share=0.9)
+    task.stopwatch.reserve(task.costs.state(supply.count) + task.costs.ending(supply.count))
+    supply.warm_up(task.stopwatch, share=0.9)
     return Outcome(quantize_to_nearest(task, supply.calibration()), supply.held_back(), supply.figures())
 
 

@@ -24,7 +24,6 @@ from gdfq_export.passes import absorb_bias, equalize
 from gdfq_export.quantizers import weight_scales
 from gdfq_export.ranges import affines_from_ranges, observe
 from gdfq_export.score import error_of
-from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
 SPAN = 3.0  # deviations that count as the range of a channel
@@ -40,7 +39,7 @@ def dfq(task: Task) -> Outcome:
     plain = quantize_by_moments(task, graph, moments)
     few = dataclasses.replace(settings.distillation, images=min(IMAGES, settings.distillation.images))
     asked = dataclasses.replace(task, settings=dataclasses.replace(settings, distillation=few))
-    made = make_images(asked, teacher, Stopwatch(settings.schedule.budget_seconds)).pixels
+    made = make_images(asked, teacher, task.stopwatch).pixels
     images, held_back = made[::2], made[1::2]
     candidates = {
         "plain": plain,

@@ -16,95 +16,145 @@ are no longer hard.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gdfq_export.distributed import agreed, shared, size, sum_over_all
 from gdfq_export.errors import DivergedError
 from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.losses import distillation_loss, run_with_statistics, statistics_loss
-from gdfq_export.meaning import ONE_CLASS, Meaning, meaning_of
+from gdfq_export.lower import Quantized
+from gdfq_export.meaning import ONE_CLASS, Meaning
 from gdfq_export.methods.calibrate import quantize_to_nearest
+from gdfq_export.methods.gdfq import TRAINING_STAGE, calibrated_from_saved, calibrated_to_save
 from gdfq_export.methods.kept import least
-from gdfq_export.methods.task import Outcome, Task
+from gdfq_export.methods.supply import Generated
+from gdfq_export.methods.task import UNTRAINED, Outcome, Task
 from gdfq_export.score import error_of, logit_error
 from gdfq_export.settings import Schedule
-from gdfq_export.stopwatch import Stopwatch
-from gdfq_export.synthesis import (
-    HELD_BACK_SEED,
-    GeneratorState,
-    Teacher,
-    autocast,
-    draw,
-    make_images,
-    start_generator,
-)
+from gdfq_export.synthesis import GENERATOR_STAGE, GeneratorState, GeneratorStep, Teacher, autocast, draw
 
 WARMUP_SHARE = 0.4  # of a budget
+STAGE = "training generator and student against each other"
 
 
 def inception_loss(logits: Tensor, meaning: Meaning = ONE_CLASS) -> Tensor:
     """Minus the logarithm of the inception score: mean entropy less the entropy of the mean."""
     logs = meaning.log_probabilities(logits)
     each = -(logs.exp() * logs).sum(1).mean()
-    mean = logs.exp().mean(0)
+    mean = sum_over_all(logs.exp().mean(0)) / size()  # of the whole batch, as each process has a part of it
     whole: Tensor = torch.special.entr(mean).sum()
     return each - whole
 
 
 def disagreement(student_logits: Tensor, teacher_logits: Tensor, meaning: Meaning = ONE_CLASS) -> Tensor:
     """log(1 + KL): what the generator raises and the student lowers."""
-    return torch.log1p(distillation_loss(student_logits, teacher_logits, meaning=meaning))
+    return torch.log1p(sum_over_all(distillation_loss(student_logits, teacher_logits, meaning=meaning)) / size())
+
+
+class Seeking(Generated):
+    """A generator that learns by L(G), and seeks the mistakes of the student once there is one."""
+
+    student: FakeQuantProgram | None = None
+
+    def warm_up_step(self, state: GeneratorState, teacher: Teacher, schedule: Schedule) -> GeneratorStep:
+        """L(G) without ADV."""
+        return update_generator(state, teacher, None, schedule)
+
+    def next(self, step: int, decay: float) -> GeneratorStep:
+        """Images from before the update that they cause; rates stay as they are."""
+        return update_generator(self.state, self.teacher, self.student, self.schedule)
+
+
+class Turns:
+    """Generator and student in training: everything that one step changes."""
+
+    def __init__(self, supply: Seeking, calibrated: Quantized, rate: float) -> None:
+        self.supply = supply
+        self.student = FakeQuantProgram(calibrated, learned_steps=False).to(supply.teacher.device)
+        self.forward = shared(self.student)
+        trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.SGD(trained, lr=rate, momentum=0.9, nesterov=True)
+        self.losses: list[float] = []
+        supply.student = self.student
+
+    def take(self) -> None:
+        """One turn of each."""
+        seen = self.supply.next(len(self.losses), 1.0)
+        meaning = self.supply.teacher.meaning
+        loss = update_student(self.forward, self.optimizer, seen.images, seen.teacher_logits, len(self.losses), meaning)
+        self.losses.append(loss)
+
+    def to_save(self) -> dict[str, Any]:
+        """The state as plain values and tensors."""
+        states = {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {**states, "supply": self.supply.to_save(), "losses": list(self.losses)}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Continues where `to_save` was called."""
+        self.supply.restore(saved["supply"])
+        self.student.load_state_dict(saved["student"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.losses = list(saved["losses"])
 
 
 def dfqf(task: Task) -> Outcome:
     """Calibrates on the warmed-up generator's images, then trains in turns and keeps the better student."""
-    settings, schedule = task.settings, task.settings.schedule
-    stopwatch = Stopwatch(schedule.budget_seconds)
+    settings, schedule, costs, stopwatch = task.settings, task.settings.schedule, task.costs, task.stopwatch
     teacher = Teacher(task.captured, settings.device)
-    generator = start_generator(teacher, task.image, schedule, settings.seed)
-    warmup = 0
-    while warmup < schedule.warmup_steps and not (warmup and stopwatch.is_over(WARMUP_SHARE)):
-        update_generator(generator, teacher, None, schedule)
-        warmup += 1
-        task.progress("training the generator", warmup, schedule.warmup_steps)
-    task.progress("training the generator", 1, 1)
-
-    def images(seed: int) -> list[Tensor]:
-        made = make_images(generator.model, teacher, schedule.calibration_images, schedule.batch, seed)
-        return [x for x, _ in made]
-
-    calibrated = quantize_to_nearest(task, images(settings.seed + 1))
-    student = FakeQuantProgram(calibrated, learned_steps=False).to(settings.device)
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=schedule.student_lr, momentum=0.9, nesterov=True)
-    losses: list[float] = []
-    while (done := len(losses)) < schedule.steps and not (done and stopwatch.is_over()):
-        seen, wanted = update_generator(generator, teacher, student, schedule)
-        losses.append(update_student(student, optimizer, seen, wanted, done))
-        task.progress("training generator and student against each other", done + 1, schedule.steps)
-    task.progress("training generator and student against each other", 1, 1)
-    held_back = torch.cat(images(settings.seed + HELD_BACK_SEED)).cpu()
+    supply = Seeking(task, teacher)
+    stopwatch.reserve(2 * costs.score(supply.count) + costs.ending(supply.count))
+    saved = task.checkpoint.load(TRAINING_STAGE)
+    if saved is None:
+        with stopwatch.keeping(costs.state(supply.count)):
+            supply.warm_up(stopwatch, WARMUP_SHARE)
+        found = agreed(calibrated_to_save(task, quantize_to_nearest(task, supply.calibration())))
+    else:
+        found = saved["calibrated"]
+    calibrated = calibrated_from_saved(task, found)
+    turns = Turns(supply, calibrated, schedule.student_lr)
+    if saved is not None:
+        turns.restore(saved)
+    take_turns(task, turns, found)
+    held_back = supply.held_back()
     before = error_of(calibrated, teacher, held_back)
-    after = logit_error(student, teacher, held_back)
+    after = logit_error(turns.student, teacher, held_back)
     figures = {
-        "generator_steps": warmup + done,
-        "student_steps": done,
+        "generator_steps": supply.state.steps,
+        "student_steps": len(turns.losses),
         "error_calibrated": before,
         "error_trained": after,
     }
-    kept = least({"calibrated": before, "trained": after})
-    state = student.quantized() if kept.state == "trained" else calibrated
-    return Outcome(state, held_back, figures, traces={"divergence of the student from the teacher": losses}, kept=kept)
+    kept = agreed(least({"calibrated": before, "trained": after}))
+    state = turns.student.quantized() if kept.state == "trained" else calibrated
+    traces = {"divergence of the student from the teacher": turns.losses}
+    notes = () if turns.losses else (UNTRAINED,)
+    return Outcome(state, held_back, figures, traces=traces, kept=kept, notes=notes)
+
+
+def take_turns(task: Task, turns: Turns, calibrated: dict[str, Any]) -> None:
+    """As many turns as the schedule has or as there is time for."""
+    schedule, checkpoint, stopwatch = task.settings.schedule, task.checkpoint, task.stopwatch
+    planned = schedule.steps if stopwatch.fits(task.costs.steps(2, schedule.batch)) else 0
+    while len(turns.losses) < planned:
+        turns.take()
+        if stopwatch.is_over():
+            planned = len(turns.losses)
+        task.progress(STAGE, len(turns.losses), planned)
+        if len(turns.losses) == planned or checkpoint.is_due():
+            checkpoint.save(TRAINING_STAGE, {**turns.to_save(), "calibrated": calibrated})
+            checkpoint.drop(GENERATOR_STAGE)
 
 
 def update_generator(
     state: GeneratorState, teacher: Teacher, student: FakeQuantProgram | None, schedule: Schedule
-) -> tuple[Tensor, Tensor]:
+) -> GeneratorStep:
     """One step of L(G), without ADV where there is no student yet; the images and what the teacher says of them."""
     batch = draw(state, teacher, schedule.batch)
     with autocast(teacher.device):
-        images = state.model(batch.noise, batch.labels)
+        images = state.forward(batch.noise, batch.labels)
         channels_last = images.contiguous(memory_format=torch.channels_last)
         logits, found = run_with_statistics(teacher.program, channels_last, teacher.names)
     logits = logits.float()
@@ -120,14 +170,15 @@ def update_generator(
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
-    return images.detach().float(), logits.detach()
+    state.steps += 1
+    return GeneratorStep(images.detach().float(), batch.labels, logits.detach())
 
 
 def update_student(
-    student: FakeQuantProgram, optimizer: torch.optim.SGD, images: Tensor, wanted: Tensor, step: int
+    student: nn.Module, optimizer: torch.optim.SGD, images: Tensor, wanted: Tensor, step: int, meaning: Meaning
 ) -> float:
     """One step of L(S) on the images that the generator was just updated with."""
-    loss = distillation_loss(student(images), wanted, meaning=meaning_of(student.graph))
+    loss = distillation_loss(student(images), wanted, meaning=meaning)
     value = float(loss.detach())
     if not math.isfinite(value):
         raise DivergedError(

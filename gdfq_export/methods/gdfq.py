@@ -26,7 +26,7 @@ from gdfq_export.lower import Quantized
 from gdfq_export.methods.calibrate import quantize_to_nearest, real_calibration
 from gdfq_export.methods.kept import Kept, least, listed
 from gdfq_export.methods.supply import Generated, Real, Supply
-from gdfq_export.methods.task import Outcome, Task
+from gdfq_export.methods.task import UNTRAINED, Outcome, Task
 from gdfq_export.moving_statistics import MovingStatisticsProgram
 from gdfq_export.quantizers import Affine
 from gdfq_export.score import error_of, logit_error
@@ -73,13 +73,16 @@ class Training:
 
 def gdfq(task: Task) -> Outcome:
     """Calibrates on warmed-up images, then trains in turns and keeps the student that agrees best."""
-    stopwatch = Stopwatch(task.settings.schedule.budget_seconds)
+    stopwatch, costs = task.stopwatch, task.costs
     teacher = Teacher(task.captured, task.settings.device)
     real = task.real.training
     supply: Supply = Generated(task, teacher) if real is None else Real(task, teacher, real)
+    scores = 2 * costs.score(supply.count)
+    stopwatch.reserve(scores + costs.ending(supply.count))
     saved = task.checkpoint.load(TRAINING_STAGE)
     if saved is None:
-        supply.warm_up(stopwatch)
+        with stopwatch.keeping(costs.state(supply.count)):
+            supply.warm_up(stopwatch)
         shown = task.real.calibration
         images = supply.calibration() if shown is None else real_calibration(task, shown)[0]
         found = agreed(calibrated_to_save(task, quantize_to_nearest(task, images)))
@@ -102,7 +105,8 @@ def gdfq(task: Task) -> Outcome:
         "error_trained": after,
         "kept_trained": float(keep),
     }
-    return Outcome(training.student.quantized() if keep else calibrated, held_back, figures, kept=kept)
+    state = training.student.quantized() if keep else calibrated
+    return Outcome(state, held_back, figures, kept=kept, notes=() if training.done else (UNTRAINED,))
 
 
 def what_to_keep(errors: Mapping[str, float], parts: Ablations) -> Kept:
@@ -141,12 +145,13 @@ def train(task: Task, training: Training, calibrated: Quantized, stopwatch: Stop
     """The loop of Algorithm 1. A budget becomes a number of steps once their cost is known, so that rates can decay."""
     schedule, checkpoint, start_state = task.settings.schedule, task.checkpoint, calibrated_to_save(task, calibrated)
     start, first = stopwatch.seconds, training.done
+    if not training.done and not stopwatch.fits(task.costs.steps(2, schedule.batch)):
+        training.steps = 0
     while training.done < training.steps:
         seen = take_turn(training, schedule)
         if schedule.budget_seconds is not None and training.done == MEASURED_TURNS:
             cost = (stopwatch.seconds - start) / (training.done - first)
-            left = max(schedule.budget_seconds - stopwatch.seconds, 0.0)
-            training.steps = training.done + int(SHARE_OF_TURNS * left / cost)
+            training.steps = training.done + int(SHARE_OF_TURNS * stopwatch.left() / cost)
         if stopwatch.is_over():
             training.steps = training.done
         task.progress("training generator and student in turns", training.done, training.steps)

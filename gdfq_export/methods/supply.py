@@ -8,13 +8,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gdfq_export.costs import LEAST_IMAGES
 from gdfq_export.distributed import part_of, size, sum_over_all
 from gdfq_export.methods.task import Task
 from gdfq_export.real_images import ImageSource, read_batches, split
+from gdfq_export.settings import Schedule
 from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import (
     GENERATOR_STAGE,
     HELD_BACK_SEED,
+    GeneratorState,
     GeneratorStep,
     Teacher,
     generator_to_save,
@@ -31,6 +34,8 @@ WARMUP_SHARE = 0.25
 
 class Supply(Protocol):
     """Gives images for ranges, one batch for each step of the student, and images that nothing is fitted to."""
+
+    count: int  # of images for ranges, and of those that are held back
 
     def warm_up(self, stopwatch: Stopwatch) -> None:
         """What has to be learned before the first image is used."""
@@ -62,6 +67,7 @@ class Generated:
         self.state = start_generator(teacher, task.image, self.schedule, task.settings.seed)
         self.stopped = not self.schedule.ablations.alternating
         self.recognised = 0  # images of this epoch that the teacher gives their label
+        self.count = images_worth(task)
 
     def warm_up(self, stopwatch: Stopwatch, share: float = WARMUP_SHARE) -> None:
         """Trains the generator alone, for at most a share of the budget."""
@@ -73,7 +79,12 @@ class Generated:
             share=share,
             stopwatch=stopwatch,
             checkpoint=self.task.checkpoint,
+            update=self.warm_up_step,
         )
+
+    def warm_up_step(self, state: GeneratorState, teacher: Teacher, schedule: Schedule) -> GeneratorStep:
+        """One step of the generator alone."""
+        return update_generator(state, teacher, schedule)
 
     def calibration(self) -> list[Tensor]:
         """Generated from a seed of their own."""
@@ -99,7 +110,7 @@ class Generated:
         return torch.cat(self._make(self.task.settings.seed + HELD_BACK_SEED)).cpu()
 
     def _make(self, seed: int) -> list[Tensor]:
-        count, batch = self.schedule.calibration_images, self.schedule.batch
+        count, batch = self.count, self.schedule.batch
         return [x for x, _ in make_images(self.state.model, self.teacher, count, batch, seed)]
 
     def figures(self) -> dict[str, float]:
@@ -119,6 +130,16 @@ class Generated:
         restore_generator(self.state, saved["generator"])
         self.stopped, self.recognised = saved["stopped"], saved["recognised"]
         self.task.checkpoint.drop(GENERATOR_STAGE)
+
+
+def images_worth(task: Task) -> int:
+    """As many images for ranges, and as many held back, as there is time for in half of what is left of a budget."""
+    costs, asked = task.costs, task.settings.schedule.calibration_images
+    each = costs.state(1) - costs.state(0) + costs.ending(1) - costs.ending(0) + costs.score(2)
+    if not each:
+        return asked
+    left = task.stopwatch.left() - costs.state(0) - costs.ending(0)
+    return min(asked, max(int(left / 2 / each), LEAST_IMAGES))
 
 
 class Real:

@@ -28,7 +28,6 @@ from gdfq_export.ops import LAYERS
 from gdfq_export.packing import weight_bytes
 from gdfq_export.plan import with_weight_bits
 from gdfq_export.sensitivity import WIDTHS, Sensitivity, bit_operations_of, measure, widths_worth_asking
-from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
 SENSITIVITY_IMAGES = 64
@@ -40,7 +39,7 @@ def zeroq(task: Task) -> Outcome:
     teacher = Teacher(task.captured, settings.device)
     unlabelled = dataclasses.replace(settings.distillation, label_weight=0.0)
     asked = dataclasses.replace(task, settings=dataclasses.replace(settings, distillation=unlabelled))
-    images, held_back = split(make_images(asked, teacher, Stopwatch(settings.schedule.budget_seconds)))
+    images, held_back = split(make_images(asked, teacher, task.stopwatch))
     batches = torch.split(images, settings.schedule.batch)
     quantized = quantize_to_nearest(task, batches)
     figures: dict[str, float] = {"images": len(images) + len(held_back)}

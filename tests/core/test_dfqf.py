@@ -53,15 +53,15 @@ def test_the_generator_learns_to_make_the_student_wrong(teacher: Teacher) -> Non
     for student in (None, student_of(teacher)):
         state = start_generator(teacher, SPEC, SCHEDULE, 0)
         for _ in range(30):
-            images, wanted = update_generator(state, teacher, student, SCHEDULE)
+            seen = update_generator(state, teacher, student, SCHEDULE)
         with torch.no_grad():
-            found.append(float(disagreement(student_of(teacher)(images), wanted)))
+            found.append(float(disagreement(student_of(teacher)(seen.images), seen.teacher_logits)))
     assert found[1] > found[0]
 
 
 def test_the_student_learns_what_the_teacher_says_of_the_images(teacher: Teacher) -> None:
     student = student_of(teacher)
     optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=1e-2, momentum=0.9)
-    images, wanted = update_generator(start_generator(teacher, SPEC, SCHEDULE, 0), teacher, None, SCHEDULE)
-    losses = [update_student(student, optimizer, images, wanted, step) for step in range(20)]
+    seen = update_generator(start_generator(teacher, SPEC, SCHEDULE, 0), teacher, None, SCHEDULE)
+    losses = [update_student(student, optimizer, seen.images, seen.teacher_logits, step) for step in range(20)]
     assert losses[-1] < losses[0]
