@@ -9,9 +9,21 @@ from __future__ import annotations
 import re
 
 from gdfq_export.errors import Reason, UsageError
-from gdfq_export.graph import Graph, Node
+from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.ops import FLOAT_ONLY
 from gdfq_export.reasons import divides_by_a_norm, refusal
+
+NORMALISING = frozenset({"constant", "add", "sub", "mul", "div", "add_scalar", "mul_scalar"})
+
+
+def _normalises_input(graph: Graph, node: Node) -> bool:
+    """Whether a node reads only constants and the input, of which sums and products with constants are made."""
+    reached, names = set[str](), {node.name}
+    while names:
+        current = graph[names.pop()]
+        reached.add(current.op)
+        names.update(current.inputs)
+    return INPUT in reached and reached <= {INPUT, *NORMALISING}
 
 
 def float_parts(graph: Graph, allowed: str | None) -> tuple[Node, ...]:
@@ -27,14 +39,15 @@ def float_reasons(graph: Graph, allowed: str | None) -> list[Reason]:
         pattern = None if allowed is None else re.compile(allowed)
     except re.error as error:
         raise UsageError(f"--allow-float {allowed!r} is no regular expression: {error}") from error
-    return [
-        Reason(
-            node.op,
-            node.place,
-            "has no exact integer form",
-            f"replace it in the model, or leave it in float with --allow-float {node.op}",
-        )
-        for node in graph.of(*FLOAT_ONLY)
-        if pattern is None or not (pattern.search(node.op) or pattern.search(node.place))
-        if node.op != "div" or not divides_by_a_norm(graph, node)
-    ]
+    reasons = []
+    for node in graph.of(*FLOAT_ONLY):
+        by_name = pattern is not None and bool(pattern.search(node.op))
+        if node.op == "div" and not by_name and _normalises_input(graph, node):
+            advice = "take (x - mean) / std out of the model, and pass --mean and --std"
+            reasons.append(Reason(node.op, node.place, "normalises the input of the network itself", advice))
+        elif by_name or (pattern is not None and pattern.search(node.place)):
+            continue
+        elif node.op != "div" or not divides_by_a_norm(graph, node):
+            advice = f"replace it in the model, or leave it in float with --allow-float {node.op}"
+            reasons.append(Reason(node.op, node.place, "has no exact integer form", advice))
+    return reasons

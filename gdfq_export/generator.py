@@ -31,18 +31,25 @@ EPS = 0.8  # of the inner batch norms, as in the authors' code
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What a valid input image is: shape and the normalised values of black and white, per channel."""
+    """What a valid input is: shape and the least and largest value of each channel, as the network is fed."""
 
     shape: tuple[int, int, int]
     low: tuple[float, ...]
     high: tuple[float, ...]
 
 
-def image_spec(shape: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> ImageSpec:
-    """Pixels of 0 and 1 after normalisation."""
+def image_spec(
+    shape: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    input_range: tuple[float, float] | None = None,
+) -> ImageSpec:
+    """Pixels of 0 and 1 after normalisation, unless a range is given."""
+    channels, height, width = shape
+    if input_range is not None:
+        return ImageSpec((channels, height, width), (input_range[0],) * channels, (input_range[1],) * channels)
     low = tuple((0.0 - m) / s for m, s in zip(mean, std, strict=True))
     high = tuple((1.0 - m) / s for m, s in zip(mean, std, strict=True))
-    channels, height, width = shape
     return ImageSpec((channels, height, width), low, high)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from gdfq_export.agreement import agree
-from gdfq_export.errors import UnsupportedModelError
+from gdfq_export.errors import UnsupportedModelError, UsageError
 from gdfq_export.graph import Graph, Node, unused_name
 from gdfq_export.integer import IntegerModel, PixelInput, QLayer, QTensor, TargetReport, tensors_from_scales
 from gdfq_export.kernel_ratios import grow_scales
@@ -103,7 +103,15 @@ def with_pixel_input(model: IntegerModel, mean: Sequence[float], std: Sequence[f
     full = np.full((channels, 1, 1, 1), 127, np.int8)  # the weight itself is in the scale
     scale = (1 / (np.asarray(std, np.float64) * 127)).astype(np.float32)
     product = (source.scale * scale).astype(np.float32).astype(np.float64)
-    q_bias = np.rint(-np.asarray(mean, np.float64) / np.asarray(std, np.float64) / product).astype(np.int32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        q_bias = np.rint(-np.asarray(mean, np.float64) / np.asarray(std, np.float64) / product)
+    reach = np.abs(q_bias) + 127 * source.qmax
+    if not bool((np.isfinite(scale) & (scale > 0) & (reach <= INT32_MAX)).all()):
+        raise UsageError(
+            f"a mean of {_listed(mean)} and a std of {_listed(std)} do not fit a layer of 32-bit integers in front of the "
+            "network: give those of pixels in 0..1"
+        )
+    q_bias = q_bias.astype(np.int32)
     return dataclasses.replace(model, pixels=PixelInput(node, QLayer(full, scale, q_bias, 8), source))
 
 
@@ -115,6 +123,10 @@ def _check_scales(graph: Graph, tensors: Mapping[str, QTensor]) -> None:
                 f"the values of {name} at {graph[name].place or name} need a scale of {float(tensor.scale):.3g}, which "
                 "is no normal number of float32: look for very large or very small weights there and before"
             )
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 def _with_tables(graph: Graph, tables: Collection[str]) -> Graph:

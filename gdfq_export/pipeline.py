@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import hashlib
 import io
+import json
 import logging
 import platform
 from collections.abc import Iterator, Mapping
@@ -25,15 +26,17 @@ from gdfq_export.checkpoint import DIVERGED, REFUSED, WRITING, Checkpoint, WorkD
 from gdfq_export.costs import Costs, measure_costs, refuse_less_than_the_least
 from gdfq_export.distributed import rank, size
 from gdfq_export.emit import float_onnx_from_graph, onnx_with_names
-from gdfq_export.errors import DivergedError, Reason, UnsupportedModelError, UsageError
+from gdfq_export.errors import DivergedError, InputFileError, Reason, UnsupportedModelError, UsageError
 from gdfq_export.exact import IntegerProgram
 from gdfq_export.files import atomic_path, companions_of, remove_leftovers
 from gdfq_export.float_parts import float_parts, float_reasons
 from gdfq_export.forecast import Forecast, forecast, warning_of
 from gdfq_export.generator import ImageSpec, image_spec
-from gdfq_export.graph import Graph, Node, digest_of, unshared
+from gdfq_export.graph import INPUT, Graph, Node, digest_of, unshared
 from gdfq_export.image_store import ImageStore
+from gdfq_export.input_evidence import check_evidence
 from gdfq_export.integer import IntegerModel
+from gdfq_export.interface import describe, input_facts, output_facts
 from gdfq_export.lower import lower, with_pixel_input
 from gdfq_export.meaning import Meaning, meaning_of
 from gdfq_export.methods import METHODS, Outcome, Task
@@ -48,7 +51,7 @@ from gdfq_export.passes import (
     space_to_depth,
 )
 from gdfq_export.passes.integer_forms import form_reasons
-from gdfq_export.plan import Plan, make_plan, quantized_part, with_endings, without_endings
+from gdfq_export.plan import Plan, holds_pixels, make_plan, quantized_part, with_endings, without_endings
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import Progress, silent
 from gdfq_export.provenance import golden_vectors, names_fact, stamp, stamp_input
@@ -114,6 +117,11 @@ class Exported:
 
 def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
     """Capture, passes and plan: everything before the first image."""
+    if loaded.input_range is not None and settings.input_format == "uint8-nhwc":
+        raise UsageError(
+            "--input-format uint8-nhwc takes the bytes of images, whose range follows from --mean and --std: leave "
+            "--input-range out, or take float-nchw"
+        )
 
     def check(graph: Graph) -> list[Reason]:
         return [*form_reasons(graph, graph.nodes), *float_reasons(graph, settings.allow_float)]
@@ -130,15 +138,40 @@ def prepare(loaded: LoadedModel, settings: Settings) -> Prepared:
             f"--num-classes {loaded.num_classes} does not fit the network, whose last layer has "
             f"{captured.num_outputs} outputs: leave it out"
         )
+    _check_labels(loaded.labels, captured.num_outputs)
+    image = image_spec(loaded.input_size, loaded.mean, loaded.std, loaded.input_range)
+    if loaded.weights_source != "random":
+        check_evidence(captured, image, is_image=loaded.is_image)
     meaning = meaning_of(with_endings(captured, endings))
     folded = unshared(fold_batch_norm(captured))
     if "space_to_depth" not in settings.without and settings.input_format == "float-nchw":  # see `emit.py`
         folded = space_to_depth(folded)
     if "pad_input" not in settings.without:
         folded = pad_input(folded, large_windows=settings.target == "x86-vnni")
-    image = image_spec(loaded.input_size, loaded.mean, loaded.std)
     plan = make_plan(folded, settings.bits, (min(image.low), max(image.high)))
     return Prepared(loaded, captured, folded, plan, image, endings, in_float, meaning)
+
+
+def _check_labels(labels: tuple[str, ...] | None, outputs: int) -> None:
+    wanted = max(outputs, 2)  # one output decides between two classes
+    if labels is not None and len(labels) != wanted:
+        raise InputFileError(
+            f"--labels has {len(labels)} lines, but the network tells {wanted} classes apart: give one line a class, in "
+            "the order of the outputs"
+        )
+
+
+def accepted_range(prepared: Prepared, model: IntegerModel | None = None) -> tuple[float, float]:
+    """The values of the network's input that are not clipped, or before a run those that are not beyond it.
+
+    Zero is always one of them.
+    """
+    spec = prepared.plan.tensors[INPUT]
+    if model is None or holds_pixels(prepared.plan.groups()[spec.group]):
+        return min(spec.low, 0.0), max(spec.high, 0.0)
+    tensor = model.tensors[INPUT]  # of fewer bits, for which a narrower range may be better
+    low, high = (float(tensor.scale) * (code - tensor.zero_point) for code in (0, tensor.qmax))
+    return low, high
 
 
 def quantize_model(
@@ -164,6 +197,9 @@ def quantize_model(
         stopwatch.reserve(costs.ending(0))
         stopwatch.open()
     network = (prepared.captured, prepared.folded, prepared.plan, prepared.image)
+    if settings.size_budget is not None and prepared.loaded.labels is not None:  # they are in the file too
+        room = settings.size_budget - len(json.dumps(prepared.loaded.labels))
+        settings = dataclasses.replace(settings, size_budget=max(room, 1))
     task = Task(*network, settings, progress, checkpoint, real, store, stopwatch, costs)
     return lower_outcome(prepared, settings, METHODS[settings.method](task), progress)
 
@@ -205,7 +241,9 @@ def write_files(
     checksum = None
     float_graph = with_endings(fold_batch_norm(exported.prepared.captured), exported.prepared.endings)
     float_model = float_onnx_from_graph(float_graph)
-    stamp_input(float_model, input_facts(exported.prepared.loaded, "float-nchw"))
+    name, interface = exported.prepared.loaded.name, interface_of(exported, "float-nchw")
+    stamp_input(float_model, interface)
+    describe(float_model, f"{name} in float", interface)
     run_once(float_model, "float file")
     fp32 = float_model.SerializeToString(deterministic=True)
     with ExitStack() as stack:  # all of them appear when all of them are good
@@ -218,6 +256,7 @@ def write_files(
         model, names = onnx_with_names(exported.integer)
         facts = {**provenance(exported, settings, checksum), **names_fact(names)}
         exact = not exported.prepared.in_float  # what runs in float is not the same to the last bit everywhere
+        describe(model, f"{name} as {widths_of(exported.integer)} by gdfq-export", facts)
         stamp(model, facts, golden_vectors(exported.program, exported.outcome.held_back) if exact else None)
         onnx.checker.check_model(model, full_check=True)
         run_once(model, "quantized file")
@@ -262,14 +301,13 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def input_facts(loaded: LoadedModel, form: InputFormat) -> dict[str, Any]:
-    """How an image becomes an input, for `evaluate` and for whoever deploys the file."""
+def interface_of(exported: Exported, form: InputFormat) -> dict[str, Any]:
+    """What the file takes and what it returns."""
+    prepared = exported.prepared
+    accepted = accepted_range(prepared, exported.integer)
     return {
-        "format": form,
-        "shape": list(loaded.input_size),
-        "mean": list(loaded.mean),
-        "std": list(loaded.std),
-        "resize": loaded.resize,
+        "input": input_facts(prepared.loaded, form, accepted),
+        "output": output_facts(prepared.meaning, prepared.loaded.labels),
     }
 
 
@@ -295,7 +333,7 @@ def provenance(exported: Exported, settings: Settings, fakequant_sha256: str | N
         },
         "figures": dict(exported.outcome.figures),
         **exported.to_json(),
-        "input": input_facts(loaded, settings.input_format),
+        **interface_of(exported, settings.input_format),
         "output_step": output_step(exported.integer),
         "float_ending": bool(exported.prepared.endings),
         "float_parts": [f"{node.op} at {node.place}" for node in exported.prepared.in_float],
@@ -317,7 +355,10 @@ def output_step(model: IntegerModel) -> float:
 
 def run_facts(prepared: Prepared, settings: Settings, real: RealImages = NO_IMAGES) -> dict[str, Any]:
     """Everything that decides the bytes of the result, by name; a saved state fits only a run with the same."""
-    facts = {"model": prepared.loaded.name, **_flat(dataclasses.asdict(settings), "")}
+    loaded = prepared.loaded
+    facts = {"model": loaded.name, "mean": loaded.mean, "std": loaded.std, "input_range": loaded.input_range}
+    named = None if loaded.labels is None else hashlib.sha256("\n".join(loaded.labels).encode()).hexdigest()
+    facts |= {"labels": named, **_flat(dataclasses.asdict(settings), "")}
     for name, source in (("calibration_data", real.calibration), ("real_data", real.training)):
         facts[name] = None if source is None else f"{source.name} ({len(source)} images)"
     facts |= {"weights": digest_of(prepared.captured), "processes": size(), "threads": torch.get_num_threads()}
@@ -384,6 +425,7 @@ def run(
         "seconds": round(stopwatch.own_seconds, 1),
         **written,
         **exported.to_json(),
+        "input": interface_of(exported, settings.input_format)["input"],
         "weights_source": loaded.weights_source,
         "target": settings.target,
         "float_parts": [f"{node.op} at {node.place}" for node in prepared.in_float],

@@ -136,9 +136,9 @@ def tensor_before_ending(model: onnx.ModelProto) -> str | None:
     return None if name == output else name
 
 
-def stamp_input(model: onnx.ModelProto, facts: Mapping[str, Any]) -> None:
-    """Writes how an image becomes an input into the float network's metadata."""
-    _write(model, "gdfq_export", {"format": FORMAT, "input": facts})
+def stamp_input(model: onnx.ModelProto, interface: Mapping[str, Any]) -> None:
+    """Writes how an image becomes an input, and what the outputs mean, into the float network's metadata."""
+    _write(model, "gdfq_export", {"format": FORMAT, **interface})
 
 
 def _write(model: onnx.ModelProto, key: str, value: Mapping[str, Any]) -> None:

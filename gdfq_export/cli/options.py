@@ -49,6 +49,31 @@ def parse_floats(text: str, option: str) -> tuple[float, ...]:
     return values
 
 
+def parse_range(text: str) -> tuple[float, float]:
+    """`-2,2` as two numbers."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--input-range {text!r} is no range: write it as LOW,HIGH, like -2,2") from None
+    return low, high
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Names of classes, one a line, in the order of the outputs."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputFileError(f"cannot read --labels {path} ({error.strerror}): check the path") from error
+    except UnicodeDecodeError as error:
+        raise InputFileError(f"--labels {path} is no text in UTF-8: give one line a class") from error
+    labels = tuple(line.strip() for line in lines)
+    if not labels or not all(labels):
+        raise InputFileError(
+            f"--labels {path} has an empty line {labels.index('') + 1 if labels else 1}: name each class"
+        )
+    return labels
+
+
 def max_memory_bytes(gigabytes: float) -> int:
     """`--max-memory` as bytes."""
     if not 0 < gigabytes < math.inf:

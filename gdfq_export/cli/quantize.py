@@ -15,7 +15,16 @@ import typer
 
 from gdfq_export.ablations import Ablations
 from gdfq_export.cli.config import given_options, options_of, read_config
-from gdfq_export.cli.options import BYTES, OPERATIONS, parse_amount, parse_budget, parse_floats, parse_size
+from gdfq_export.cli.options import (
+    BYTES,
+    OPERATIONS,
+    parse_amount,
+    parse_budget,
+    parse_floats,
+    parse_range,
+    parse_size,
+    read_labels,
+)
 from gdfq_export.cli.quantize_report import agreement_of, has_agreement, print_result
 from gdfq_export.cli.streams import users_code
 from gdfq_export.cli.switches import PANEL, check_options
@@ -151,8 +160,12 @@ def quantize(
         str, typer.Option(help="float-nchw, or uint8-nhwc: bytes as a camera gives them, normalised in the graph.")
     ] = "float-nchw",
     input_size: Annotated[str | None, typer.Option(help="Input as CxHxW, like 3x224x224.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Mean of pixels in 0..1, one number or one a channel.")] = None,
-    std: Annotated[str | None, typer.Option(help="Standard deviation of pixels in 0..1.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Mean of pixels in 0..1 or 0..255, one or one a channel.")] = None,
+    std: Annotated[str | None, typer.Option(help="Standard deviation of pixels, in the unit of --mean.")] = None,
+    input_range: Annotated[
+        str | None, typer.Option(help="LOW,HIGH of what the network is fed, where the input is no image; like -2,2.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Names of the classes, one a line, kept in the file.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Classes, where the last layer does not tell.")] = None,
     no_pretrained: Annotated[bool, typer.Option("--no-pretrained", help="Random weights, for size and speed.")] = False,
     min_agreement: Annotated[
@@ -209,6 +222,7 @@ def quantize(
         _one_of(name, OPTIONAL_PASSES, "--without")
     seconds = None if budget is None else parse_budget(budget)
     size = None if input_size is None else parse_size(input_size)
+    named = None if labels is None else read_labels(labels)
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads} is no number of threads: give 1 or more")
     if min_agreement is not None and not 0 <= min_agreement <= 100:
@@ -275,6 +289,7 @@ def quantize(
     from gdfq_export.cli.image_folder import ImageFolder
     from gdfq_export.distributed import joined, rank
     from gdfq_export.image_store import ImageStore
+    from gdfq_export.interface import input_sentence
     from gdfq_export.memory import keep_freed_memory
     from gdfq_export.models.sources import load_model
     from gdfq_export.pipeline import prepare, run
@@ -314,7 +329,9 @@ def quantize(
             input_size=size,
             mean=None if mean is None else parse_floats(mean, "--mean"),
             std=None if std is None else parse_floats(std, "--std"),
+            input_range=None if input_range is None else parse_range(input_range),
             num_classes=num_classes,
+            labels=named,
             seed=seed,
         )
     given: dict[str, Any] = {name: rate for name, rate in rates.items() if rate is not None}
@@ -347,6 +364,11 @@ def quantize(
             prepared = prepare(loaded, settings)
         _print_plan(prepared, settings, as_json)
         return
+    if not loaded.is_image and (calibration_data or real_data):
+        raise UsageError(
+            "--calibration-data and --real-data hold images, but --input-range says that the input is none: give --mean "
+            "and --std in its place, or leave the images out"
+        )
     folders = [None if path is None else ImageFolder(path, loaded) for path in (calibration_data, real_data)]
     real = RealImages(*folders)
     work = WorkDirectory(folder, resume=resume, discard=force)
@@ -381,11 +403,16 @@ def quantize(
 
 def _print_plan(prepared: Prepared, settings: Settings, as_json: bool) -> None:
     """The plan as a table, or as JSON."""
+    from gdfq_export.interface import input_facts, input_sentence
+    from gdfq_export.pipeline import accepted_range
+
     columns = ("name", "kind", "bits", "sign", "symmetry", "granularity", "shares range with", "reason")
     rows = prepared.plan.rows()
+    taken = input_facts(prepared.loaded, settings.input_format, accepted_range(prepared))
     if as_json:
         bits = {"weight": settings.bits.weight, "activation": settings.bits.activation}
-        print(json.dumps({"bits": bits, "plan": [dict(zip(columns, row, strict=True)) for row in rows]}))
+        plan = [dict(zip(columns, row, strict=True)) for row in rows]
+        print(json.dumps({"bits": bits, "plan": plan, "input": taken}))
         return
     from rich.console import Console
     from rich.table import Table
@@ -397,5 +424,6 @@ def _print_plan(prepared: Prepared, settings: Settings, as_json: bool) -> None:
     if not console.is_terminal:
         console = Console(width=200)
     console.print(table)
+    print(f"input: {input_sentence(taken)}")
     tensors, groups = len(prepared.plan.tensors), len(prepared.plan.groups())
     print(f"{tensors} tensors in {groups} ranges, {len(prepared.plan.weights)} layers; nothing was written")

@@ -12,10 +12,13 @@ def print_result(
     result: dict[str, Any], name: str, out: Path, companions: tuple[Path, ...], report: Path | None
 ) -> None:
     """Results on stdout, warnings on stderr."""
+    from gdfq_export.interface import input_sentence
+
     smaller, kept = result["file_bytes"] / result["fp32_bytes"], result["kept"]
     made = f"{name} as {result['widths']} by {result['method']} ({kept['state']} state)"
     print(f"{out}: {made}, {result['file_bytes'] / 1e6:.2f} MB ({smaller:.2f} of float), {result['seconds']:.0f} s")
     print(f"kept: the {kept['state']} state ({kept['why']})")
+    print(f"input: {input_sentence(result['input'])}")
     print(agreement_of(result))
     if result["weights_source"] == "random":
         print("weights are random (--no-pretrained): good for graph, size and latency only")

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from network_parts import Net, conv_bn, head, pooled
 from test_pipeline import SETTINGS, loaded
 from torch import nn
@@ -49,3 +50,18 @@ def test_what_is_not_named_is_still_refused() -> None:
 def test_a_broken_pattern_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="no regular expression"):
         prepare(loaded(normalised()), dataclasses.replace(SETTINGS, allow_float="("))
+
+
+def test_a_network_that_normalises_its_input_is_told_of_mean_and_std() -> None:
+    mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.2]).view(3, 1, 1)
+    parts = {"a": conv_bn(3, 8), "fc": head(8)}
+    module = Net(lambda m, x: m.fc(pooled(F.relu(m.a((x - mean) / std)))), **parts)
+    with pytest.raises(UnsupportedModelError, match=r"normalises its input itself .* --mean and --std"):
+        prepare(loaded(module), SETTINGS)
+
+
+def test_a_division_elsewhere_is_no_normalisation() -> None:
+    parts = {"a": conv_bn(3, 8), "fc": head(8)}
+    module = Net(lambda m, x: m.fc(pooled(m.a(x) / (1 + F.relu(m.a(x))))), **parts)
+    with pytest.raises(UnsupportedModelError, match="div at .* has no exact integer form"):
+        prepare(loaded(module), SETTINGS)
