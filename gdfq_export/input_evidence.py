@@ -4,7 +4,7 @@ Batch norm behind the first layer y = w * x + b keeps mean and variance of each 
 every weight of a channel reads the same values, so
 
     mean(y_k) = b_k + sum_c W_k,c(0) m_c                 m_c: mean of channel c, W(f): the weights' Fourier transform
-    var(y_k) = integral W_k(f)* S(f) W_k(f) df           S: the input's spectrum; its trace is the variance of all channels
+    var(y_k) = integral W_k(f)* S(f) W_k(f) df           S: the input's spectrum, whose trace sums up to its variance
 
 The means follow by least squares. Whatever S is, every choice of l_k >= 0 bounds the input's variance from below:
 
@@ -136,7 +136,7 @@ def _with_statistics(graph: Graph, layer: Node, norm: Node) -> _First | None:
     elif layer.attributes["groups"] > 1:
         weight, channels = _ungrouped(weight, layer.attributes["groups"]), torch.arange(graph.input_shape[0])
     if layer.op == "conv":
-        for axis, places in enumerate(layer.shape[1:]):
+        for places in layer.shape[1:]:
             if places < 2 * weight.shape[2]:  # too few places for all weights to read the same values
                 weight, channels = weight.flatten(1, 2), channels.repeat_interleave(weight.shape[2])
             else:
@@ -151,7 +151,7 @@ def _with_statistics(graph: Graph, layer: Node, norm: Node) -> _First | None:
 
 
 def _ungrouped(weight: Tensor, groups: int) -> Tensor:
-    """(K, C / groups, ...) -> (K, C, ...): the weights of a grouped convolution, with zeros for what it does not read."""
+    """(K, C / groups, ...) -> (K, C, ...): weights of a grouped convolution, with zeros for what they do not read."""
     outputs, inputs = weight.shape[0] // groups, weight.shape[1]
     full = weight.new_zeros(weight.shape[0], inputs * groups, *weight.shape[2:])
     for group in range(groups):

@@ -108,8 +108,8 @@ def with_pixel_input(model: IntegerModel, mean: Sequence[float], std: Sequence[f
     reach = np.abs(q_bias) + 127 * source.qmax
     if not bool((np.isfinite(scale) & (scale > 0) & (reach <= INT32_MAX)).all()):
         raise UsageError(
-            f"a mean of {_listed(mean)} and a std of {_listed(std)} do not fit a layer of 32-bit integers in front of the "
-            "network: give those of pixels in 0..1"
+            f"a mean of {_listed(mean)} and a std of {_listed(std)} do not fit a layer of 32-bit integers in front of "
+            "the network: give those of pixels in 0..1"
         )
     q_bias = q_bias.astype(np.int32)
     return dataclasses.replace(model, pixels=PixelInput(node, QLayer(full, scale, q_bias, 8), source))

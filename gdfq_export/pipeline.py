@@ -156,8 +156,8 @@ def _check_labels(labels: tuple[str, ...] | None, outputs: int) -> None:
     wanted = max(outputs, 2)  # one output decides between two classes
     if labels is not None and len(labels) != wanted:
         raise InputFileError(
-            f"--labels has {len(labels)} lines, but the network tells {wanted} classes apart: give one line a class, in "
-            "the order of the outputs"
+            f"--labels has {len(labels)} lines, but the network tells {wanted} classes apart: give one line a class, "
+            "in the order of the outputs"
         )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
-from gdfq_export.errors import UsageError
+from gdfq_export.errors import InputFileError, UsageError
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 BYTES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20}

@@ -289,7 +289,6 @@ def quantize(
     from gdfq_export.cli.image_folder import ImageFolder
     from gdfq_export.distributed import joined, rank
     from gdfq_export.image_store import ImageStore
-    from gdfq_export.interface import input_sentence
     from gdfq_export.memory import keep_freed_memory
     from gdfq_export.models.sources import load_model
     from gdfq_export.pipeline import prepare, run
@@ -366,8 +365,8 @@ def quantize(
         return
     if not loaded.is_image and (calibration_data or real_data):
         raise UsageError(
-            "--calibration-data and --real-data hold images, but --input-range says that the input is none: give --mean "
-            "and --std in its place, or leave the images out"
+            "--calibration-data and --real-data hold images, but --input-range says that the input is none: give "
+            "--mean and --std in its place, or leave the images out"
         )
     folders = [None if path is None else ImageFolder(path, loaded) for path in (calibration_data, real_data)]
     real = RealImages(*folders)

@@ -94,6 +94,12 @@ def test_a_width_that_cannot_be_had_is_a_usage_error(
         (["--input-size", "16"], "3x224x224"),
         (["--mean", "grey"], "0.485"),
         (["--mean", "nan"], "0.485"),
+        (["--mean", "-1e6"], "0..255"),
+        (["--std", "100"], "both for 0..255"),
+        (["--input-range", "wide"], "LOW,HIGH"),
+        (["--input-range", "2,-2"], "LOW,HIGH"),
+        (["--input-range", "0,1"], "leave --input-range out"),
+        (["--input-range", "-2,2", "--input-format", "uint8-nhwc"], "leave --input-range out"),
         (["--seed", "-1"], "0 or more"),
         (["--threads", "0"], "1 or more"),
         (["--ranges", "guess"], "aciq"),
@@ -248,3 +254,45 @@ def test_images_that_are_missing_are_named(folder: Path, tmp_path: Path, capsys:
 def test_json_errors_are_one_object_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tmp_path / "none.onnx"), "--json"]) == 4
     assert json.loads(capsys.readouterr().out)["exit_code"] == 4
+
+
+@pytest.mark.parametrize("words", [["--mean", "0.5"], ["--std", "0.5"]])
+def test_half_a_normalisation_is_a_usage_error(
+    words: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", f"{folder}/net.py:build", "--out", str(tmp_path / "x.onnx")]
+    code, text = fails(["quantize", *model, *words], capsys)
+    assert code == 2
+    assert "give both" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [(b"a\nb\n", "2 lines, but the network tells 5"), (b"a\n\nb\nc\nd", "empty line 2"), (b"\xff", "UTF-8")],
+)
+def test_labels_that_do_not_fit_are_an_input_error(
+    content: bytes, hint: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels.txt").write_bytes(content)
+    words = ["--labels", str(tmp_path / "labels.txt"), "--out", str(tmp_path / "x.onnx")]
+    code, text = fails([*build(folder), *words], capsys)
+    assert code == 4
+    assert hint in text
+
+
+def test_images_for_a_network_that_is_fed_features_are_a_usage_error(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", f"{folder}/net.py:build", "--input-size", "3x16x16", "--input-range", "-2,2"]
+    words = ["--calibration-data", str(folder), "--out", str(tmp_path / "x.onnx")]
+    code, text = fails(["quantize", *model, *words], capsys)
+    assert code == 2
+    assert "hold images" in text
+
+
+def test_a_dry_run_says_which_values_the_file_will_accept(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", f"{folder}/net.py:build", "--input-size", "3x16x16", "--dry-run"]
+    assert main(["quantize", *model, "--input-range", "-2,3", "--out", str(tmp_path / "x.onnx")]) == 0
+    assert "input: float 3x16x16 (NCHW), -2 to 3; values beyond are clipped" in capsys.readouterr().out

@@ -63,5 +63,5 @@ def test_a_network_that_normalises_its_input_is_told_of_mean_and_std() -> None:
 def test_a_division_elsewhere_is_no_normalisation() -> None:
     parts = {"a": conv_bn(3, 8), "fc": head(8)}
     module = Net(lambda m, x: m.fc(pooled(m.a(x) / (1 + F.relu(m.a(x))))), **parts)
-    with pytest.raises(UnsupportedModelError, match="div at .* has no exact integer form"):
+    with pytest.raises(UnsupportedModelError, match=r"div at .* has no exact integer form"):
         prepare(loaded(module), SETTINGS)
