@@ -99,8 +99,8 @@ def coverage_from_optimized(model: onnx.ModelProto, optimized: onnx.ModelProto) 
             endings.append(FloatOperator(name, op, tensor, _ENDING))
         kernels.append(Kernel(node.op, origin.name if origin else node.name, tensor, integer))
     float_tensors = _float_tensors(graph, types, by_name, source)
-    lists = (kernels, dict.fromkeys(float_operators), dict.fromkeys(endings))
-    return Coverage(*map(tuple, lists), float_tensors)
+    in_float, behind_all = tuple(dict.fromkeys(float_operators)), tuple(dict.fromkeys(endings))
+    return Coverage(tuple(kernels), in_float, behind_all, float_tensors)
 
 
 def _reason(source: Graph, node: Node, origin: Node | None) -> str:

@@ -20,7 +20,7 @@ from gdfq_export.runtime_checks.loading import load_model
 from gdfq_export.runtime_checks.metadata import read_provenance
 from gdfq_export.runtime_checks.quantized_files import require_quantized
 from gdfq_export.runtime_checks.reference import reference_graph
-from gdfq_export.runtime_checks.soundness import require_runs, require_sound_quantizers
+from gdfq_export.runtime_checks.soundness import require_feedable, require_runs, require_sound_quantizers
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,7 @@ def open_quantized(path: str | Path, max_memory: int) -> QuantizedFile:
     model = with_unique_names(stored)
     as_written = graph_from_model(model)
     kind = require_quantized(as_written, name)
+    require_feedable(as_written, name)
     provenance = read_provenance(model)
     require_runs(model, input_spec(as_written, provenance), name)
     graph = reference_graph(model)

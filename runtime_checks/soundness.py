@@ -18,7 +18,7 @@ from gdfq_export.runtime_checks.errors import CheckError, UnsupportedGraphError
 from gdfq_export.runtime_checks.graph import Array, Graph, Node
 from gdfq_export.runtime_checks.input_spec import InputSpec
 from gdfq_export.runtime_checks.sessions import Session
-from gdfq_export.runtime_checks.tensor_types import FLOAT_TYPES, element_types
+from gdfq_export.runtime_checks.tensor_types import CODE_TYPES, FLOAT_TYPES, INDEX_TYPES, element_types
 
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -34,6 +34,14 @@ def require_sound_quantizers(graph: Graph, name: str) -> None:
             fault = _fault_of_scale(node, graph, types) or _fault_of_zero_point(node, graph, types)
             if fault := fault or _fault_of_axis(node, graph):
                 raise CheckError(f"{name}: a damaged ONNX file: {fault} ({node.op} '{node.name}')")
+
+
+def require_feedable(graph: Graph, name: str) -> None:
+    """Raises where the input is of no numbers that an image can be given in."""
+    kind = graph.input.type.tensor_type.elem_type
+    if kind not in (*FLOAT_TYPES, *CODE_TYPES, *INDEX_TYPES):
+        found = onnx.TensorProto.DataType.Name(kind) if kind in onnx.TensorProto.DataType.values() else str(kind)
+        raise UnsupportedGraphError(f"{name}: input '{graph.input.name}' is of type {found}, and no image is")
 
 
 def require_runs(model: onnx.ModelProto, spec: InputSpec, name: str) -> None:

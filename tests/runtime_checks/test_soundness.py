@@ -57,6 +57,10 @@ def empty_input(model: onnx.ModelProto) -> None:
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("input", TensorProto.FLOAT, [0]))
 
 
+def no_type(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = 0
+
+
 def one_block(model: onnx.ModelProto) -> None:
     node(model, "stem.codes.float").attribute.append(helper.make_attribute("block_size", 5))
 
@@ -77,6 +81,7 @@ def one_block(model: onnx.ModelProto) -> None:
         (change_axis, "axis 7 of codes with 4 dimensions (DequantizeLinear 'stem.weight')"),
         (rewire_scale, "8 scales for 10 channels along axis 0 (DequantizeLinear 'classifier.bias')"),
         (empty_input, "it is no image"),
+        (no_type, "input 'input' is of type UNDEFINED, and no image is"),
         (one_block, "blocks of 5 with a scale of 0 dimensions (DequantizeLinear 'stem.codes.float')"),
     ],
     ids=lambda item: item.__name__ if callable(item) and item.__name__ != "change" else None,
