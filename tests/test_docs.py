@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from pytorchcv.model_provider import get_model
 from safetensors.torch import save_file
 
 from gdfq_export.cli import main
+from gdfq_export.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDS_NETWORK = "mobilenetv2"  # run with a server on this machine in tests/cli/test_quantize_download.py
+WITHOUT_COMMANDS = {"how-it-works.md", "paper-map.md"}  # pages that explain, and measure nothing
+STARTS = re.compile(r"(python (benchmarks|examples)/|gdfq-export |\./scripts/)")
 OWN_MODEL = """
 from torch import nn
 
@@ -72,19 +79,45 @@ def test_the_commands_of_a_page_succeed(page: Path, workspace: Path, monkeypatch
         assert main([*words[1:], *(["--force"] if words[1] == "quantize" else [])]) == 0, line
 
 
+def shown(page: Path) -> list[str]:
+    """All commands of a page, those that nothing runs too: in its text, and in blocks of other languages."""
+    text = page.read_text()
+    blocks = re.findall(r"```(?:console|text|sh)\n(.*?)```", text, re.DOTALL)
+    lines = [line.split(" #")[0] for block in blocks for line in block.splitlines()]
+    spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return [" ".join(command.split()) for command in (*lines, *spans) if STARTS.match(command)]
+
+
+@cache
+def help_of(script: str) -> str:
+    """What a benchmark says of its options."""
+    done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_scripts_and_benchmarks_of_a_page_exist(page: Path) -> None:
-    for line in commands(page):
-        words = shlex.split(line)
+def test_the_scripts_benchmarks_and_options_of_a_page_exist(page: Path) -> None:
+    tool: Any = typer.main.get_command(app)
+    for line in shown(page):
+        words = [word.strip("[],;") for word in shlex.split(line)]
+        options = [
+            word.split("=")[0] for word in words if word.startswith("--") and " " not in word
+        ]  # "--a --b": a value
         if words[0].startswith("./"):
             assert (ROOT / words[0]).is_file(), line
         elif words[0] == "python":
-            done = subprocess.run([sys.executable, ROOT / words[1], "--help"], capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            for option in (word for word in words if word.startswith("--") and " " not in word):  # "--a --b": a value
-                assert option in done.stdout, f"{words[1]} has no {option}"
-        else:
-            assert words[0] == "gdfq-export", line
+            for option in options:
+                assert option in help_of(words[1]), f"{words[1]} has no {option}"
+        elif len(words) > 1 and not words[1].startswith("-"):
+            assert words[1] in tool.commands, line
+            known = {name for parameter in tool.commands[words[1]].params for name in parameter.opts}
+            assert set(options) <= known | {"--help", "--debug"}, line
+
+
+def test_every_page_that_shows_results_shows_the_commands_that_made_them() -> None:
+    assert {page.name for page in PAGES if not shown(page)} <= WITHOUT_COMMANDS
+    assert {"README.md", "results.md", "gdfq.md"} <= {page.name for page in PAGES if len(commands(page)) > 3}
 
 
 def test_the_python_example_runs(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -103,14 +136,27 @@ def test_the_readme_mentions_every_command_and_the_docs_link_to_files_that_exist
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_every_function_and_test_that_the_paper_map_names_exists() -> None:
-    import importlib
+def rows(page: Path) -> list[list[str]]:
+    """The cells of every row of the page's tables, without headings."""
+    lines = page.read_text().splitlines()
+    rules = {index for index, line in enumerate(lines) if re.fullmatch(r"\|(-+\|)+", line)}
+    body = [line for index, line in enumerate(lines) if line.startswith("|") and not {index, index + 1} & rules]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in body]
 
-    for row in (ROOT / "docs" / "paper-map.md").read_text().splitlines():
-        if not row.startswith("| eq.") and not row.startswith("| section") and not row.startswith("| Algorithm"):
-            continue
-        _, _, functions, test, _ = row.split("|")
-        for name in re.findall(r"`(\w+\.[\w.]+)", functions):
+
+def test_every_function_and_test_that_the_paper_map_names_exists() -> None:
+    found = rows(ROOT / "docs" / "paper-map.md")
+    assert {"eq. 5", "Algorithm 1", "section on distilled data", "Nagel et al."} <= {
+        part for paper, *_ in found for part in (paper, paper.split(",")[0])
+    }
+    for paper, functions, tests in found:
+        names = re.findall(r"`(\w+\.[\w.]+)[`(]", functions)
+        files = re.findall(r"`(\w+/[\w/.]+)`", functions)
+        assert names or files, paper
+        for name in names:
             module, _, attribute = name.rpartition(".")
             assert hasattr(importlib.import_module(f"gdfq_export.{module}"), attribute), name
-        assert (ROOT / test.strip().strip("`")).is_file(), test
+        checked = re.findall(r"`([^`]+)`", tests)
+        assert checked, paper
+        for file in (*files, *checked):
+            assert (ROOT / file).is_file(), file
