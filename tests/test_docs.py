@@ -127,6 +127,13 @@ def test_the_python_example_runs(workspace: Path, monkeypatch: pytest.MonkeyPatc
     assert "teacher_agreement" in capsys.readouterr().out
 
 
+def test_the_config_of_the_readme_is_taken(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = blocks(ROOT / "README.md", "toml")
+    (workspace / "run.toml").write_text(example)
+    assert main(["quantize", "--config", str(workspace / "run.toml"), "--dry-run", "--json"]) == 0
+    assert '"plan"' in capsys.readouterr().out
+
+
 def test_the_readme_mentions_every_command_and_the_docs_link_to_files_that_exist() -> None:
     text = (ROOT / "README.md").read_text()
     for name in ("quantize", "verify", "inspect", "bench", "evaluate", "models"):
