@@ -10,8 +10,8 @@ import torch
 from stages import captured
 
 from gdfq_export.checkpoint import Checkpoint
+from gdfq_export.costs import LEAST_IMAGES
 from gdfq_export.distilled import (
-    FEWEST,
     FEWEST_STEPS,
     IMAGES_STAGE,
     Waves,
@@ -127,8 +127,14 @@ def test_time_decides_the_number_of_images_first_and_then_the_steps() -> None:
     assert (half.images, half.steps) == (256, 200)
     short = fit_to_time(schedule, 64 * 100 * 0.01, 0.01)
     assert (short.images, short.batch, short.steps) == (64, 64, 100)
+    fewer = fit_to_time(schedule, 32 * FEWEST_STEPS * 0.01, 0.01)
+    assert (fewer.images, fewer.steps) == (32, FEWEST_STEPS)
+    hurried = fit_to_time(schedule, LEAST_IMAGES * 5 * 0.01, 0.01)
+    assert (hurried.images, hurried.steps) == (LEAST_IMAGES, 5)
     least = fit_to_time(schedule, 0.0, 0.01)
-    assert (least.images, least.steps) == (FEWEST, FEWEST_STEPS)
+    assert (least.images, least.batch, least.steps) == (LEAST_IMAGES, LEAST_IMAGES, 0)
+    few = fit_to_time(schedule, 1e9, 0.01, most=100)  # later work has no time for more
+    assert (few.images, few.steps) == (100, 200)
 
 
 def test_a_killed_run_goes_on_with_the_next_batch(tmp_path: Path) -> None:

@@ -68,9 +68,10 @@ def test_a_sum_over_all_has_the_gradient_of_every_copy(found: Found) -> None:
     assert found[2]["toy"]["x"].tolist() == [12.0] * 2
 
 
-def test_a_short_training_changes_what_one_process_changes(found: Found) -> None:
+@pytest.mark.parametrize(("trained", "begun"), [("trained", "start"), ("trained by dfqf", "start of dfqf")])
+def test_a_short_training_changes_what_one_process_changes(trained: str, begun: str, found: Found) -> None:
     one, two = (
-        torch.cat([(part["trained"][name] - start).flatten() for name, start in part["start"].items()])
+        torch.cat([(part[trained][name] - start).flatten() for name, start in part[begun].items()])
         for part in (found[1], found[2])
     )
     # A tenth of the change: values at a boundary are rounded the other way, and Adam enlarges small differences.

@@ -90,6 +90,32 @@ def test_a_killed_run_ends_with_the_bytes_of_an_uninterrupted_one(
 
 
 @pytest.mark.usefixtures("always_due")
+@pytest.mark.parametrize("call", [3, 6, 9, 13])  # in the warm-up, behind it, in the turns, and behind them
+def test_a_killed_run_of_dfqf_ends_with_the_bytes_of_an_uninterrupted_one(call: int, tmp_path: Path) -> None:
+    asked = dataclasses.replace(SETTINGS, method="dfqf")
+    start(tmp_path / "whole.onnx", asked)
+    out = tmp_path / "m.onnx"
+    with pytest.raises(Killed):
+        start(out, asked, progress=killed_at(call), resume=True)
+    seen: list[str] = []
+    start(out, asked, progress=lambda what, done, total: seen.append(what), resume=True)
+    assert out.read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+    assert ("training the generator" in seen) is (call < 6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "whole.onnx"]
+
+
+@pytest.mark.usefixtures("always_due")
+def test_a_diverged_run_of_dfqf_keeps_the_state_that_it_promises(tmp_path: Path) -> None:
+    asked = dataclasses.replace(SETTINGS, method="dfqf")
+    wild = dataclasses.replace(asked, schedule=dataclasses.replace(SCHEDULE, student_lr=1e30))
+    with pytest.raises(DivergedError, match=r"learning rate.*kept in .*--resume"):
+        start(tmp_path / "m.onnx", wild)
+    seen: list[str] = []
+    start(tmp_path / "m.onnx", asked, progress=lambda what, done, total: seen.append(what), resume=True)
+    assert "training the generator" not in seen
+
+
+@pytest.mark.usefixtures("always_due")
 def test_a_resumed_run_does_not_repeat_what_was_saved(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         start(tmp_path / "m.onnx", progress=killed_at(12))  # in the fifth turn
@@ -141,7 +167,7 @@ def test_a_divergence_keeps_the_last_good_state_and_a_lower_rate_resumes_it(tmp_
 
 
 def test_a_budget_that_is_too_small_for_one_step_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--budget of .* too small"):
+    with pytest.raises(UsageError, match=r"--budget of .* too small.*give at least"):
         start(
             tmp_path / "m.onnx",
             dataclasses.replace(SETTINGS, schedule=dataclasses.replace(SCHEDULE, budget_seconds=1e-6)),

@@ -17,11 +17,13 @@ from gdfq_export.fakequant import FakeQuantProgram
 from gdfq_export.lower import Quantized
 from gdfq_export.methods import METHODS, Task
 from gdfq_export.methods.calibrate import quantize_to_nearest
+from gdfq_export.methods.dfqf import Seeking, Turns, take_turns
 from gdfq_export.models.sources import LoadedModel
 from gdfq_export.pipeline import prepare
 from gdfq_export.plan import BitWidths
 from gdfq_export.progress import silent
 from gdfq_export.settings import Schedule, Settings
+from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher, start_generator, update_generator
 
 SCHEDULE = Schedule(batch=16, warmup_steps=3, steps=3, steps_per_epoch=2, calibration_images=16, student_lr=1e-2)
@@ -52,8 +54,13 @@ def main(out: Path) -> None:
         trained = METHODS["gdfq"](task).quantized
         still = dataclasses.replace(SETTINGS, schedule=dataclasses.replace(SCHEDULE, student_lr=1e-30))
         start = METHODS["gdfq"](dataclasses.replace(task, settings=still)).quantized
+        seeking = dataclasses.replace(SETTINGS, method="dfqf", ranges="mse")
+        trained_dfqf = dfqf_student(task, teacher, SCHEDULE.student_lr, seeking)
+        start_dfqf = dfqf_student(task, teacher, 1e-30, seeking)
         if rank() == 0:
             found = {
+                "trained by dfqf": trained_dfqf,
+                "start of dfqf": start_dfqf,
                 "generator": gradients,
                 "student": {name: p.grad for name, p in student.named_parameters()},
                 "toy": {"x": local.grad},
@@ -61,6 +68,17 @@ def main(out: Path) -> None:
                 "start": values(start),
             }
             torch.save(found, out)
+
+
+def dfqf_student(task: Task, teacher: Teacher, rate: float, settings: Settings) -> dict[str, torch.Tensor]:
+    """The student after its turns, kept or not."""
+    schedule = dataclasses.replace(SCHEDULE, student_lr=rate)
+    task = dataclasses.replace(task, settings=dataclasses.replace(settings, schedule=schedule))
+    supply = Seeking(task, teacher)
+    supply.warm_up(Stopwatch(None))
+    turns = Turns(supply, quantize_to_nearest(task, supply.calibration()), rate)
+    take_turns(task, turns, {})
+    return values(turns.student.quantized())
 
 
 def values(quantized: Quantized) -> dict[str, torch.Tensor]:
