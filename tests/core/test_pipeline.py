@@ -19,11 +19,11 @@ from stages import folded, images, network, run_onnx
 from torch import nn
 from torch.nn import functional as F
 
-from gdfq_export.errors import GdfqError, UnsupportedModelError, UsageError
+from gdfq_export.errors import GdfqError, InputFileError, UnsupportedModelError, UsageError
 from gdfq_export.files import companions_of
 from gdfq_export.models.sources import LoadedModel
 from gdfq_export.passes import pad_input
-from gdfq_export.pipeline import against_teacher, prepare, run
+from gdfq_export.pipeline import accepted_range, against_teacher, prepare, quantize_model, run, run_facts, write_files
 from gdfq_export.plan import BitWidths
 from gdfq_export.program import FloatProgram
 from gdfq_export.progress import silent
@@ -141,6 +141,62 @@ def test_the_result_and_the_file_say_which_state_was_kept_and_why(folder: Path, 
     assert kept["state"] == ("trained" if better else "calibrated")
     assert f"calibrated {figures['error_calibrated']:.4g}, trained {figures['error_trained']:.4g}" in kept["why"]
     assert provenance(folder / "m.onnx")["kept"] == kept
+
+
+def test_both_files_say_what_they_take_and_what_they_return(folder: Path, result: dict[str, Any]) -> None:
+    for name in ("m.onnx", "m.fp32.onnx"):
+        facts, model = provenance(folder / name), onnx.load(folder / name)
+        assert facts["input"]["range"] == [-2.0, 2.0]
+        assert (facts["input"]["channel_order"], facts["input"]["values"]) == ("RGB", "pixels")
+        assert facts["output"] == {"meaning": "logits", "labels": None}
+        assert model.model_version == 1
+        assert "-2 to 2 (pixels in 0..1, mean 0.5, std 0.25)" in model.doc_string
+        assert "channels RGB" in model.graph.input[0].doc_string
+        assert model.graph.output[0].doc_string == "logits"
+    assert result["input"] == provenance(folder / "m.onnx")["input"]
+
+
+def test_an_input_that_is_no_image_keeps_its_range_from_the_images_to_the_file(tmp_path: Path) -> None:
+    labels = tuple("abcde")
+    features = loaded(network("plain"), mean=(0.0,) * 3, std=(1.0,) * 3, input_range=(-3.0, 2.0), labels=labels)
+    prepared = prepare(features, SETTINGS)
+    assert (prepared.image.low, prepared.image.high) == ((-3.0,) * 3, (2.0,) * 3)
+    exported = quantize_model(prepared, SETTINGS)
+    assert exported.outcome.held_back.min() < -1
+    write_files(exported, SETTINGS, tmp_path / "m.onnx", companions=False)
+    facts = provenance(tmp_path / "m.onnx")
+    assert facts["input"]["range"] == [-3.0, 2.0]
+    assert (facts["input"]["channel_order"], facts["input"]["values"]) == (None, "features")
+    assert facts["output"]["labels"] == list(labels)
+    scale = next(t for t in onnx.load(tmp_path / "m.onnx").graph.initializer if t.name == "input/scale")
+    assert onnx.numpy_helper.to_array(scale) == np.float32(5 / 255)
+
+
+def test_a_range_above_zero_is_told_with_the_zero_that_the_codes_hold() -> None:
+    features = loaded(network("plain"), mean=(0.0,) * 3, std=(1.0,) * 3, input_range=(1.0, 2.0))
+    assert accepted_range(prepare(features, SETTINGS)) == (0.0, 2.0)
+
+
+def test_a_resumed_run_has_the_same_input(tmp_path: Path) -> None:
+    first, other = (
+        run_facts(prepare(loaded(network("plain"), **changes), SETTINGS), SETTINGS)
+        for changes in (
+            {},
+            {"mean": (0.0,) * 3, "std": (1.0,) * 3, "input_range": (-2.0, 2.0), "labels": tuple("abcde")},
+        )
+    )
+    assert {name for name in first if first[name] != other[name]} == {"mean", "std", "input_range", "labels"}
+
+
+def test_bytes_have_no_range_of_their_own() -> None:
+    settings = dataclasses.replace(SETTINGS, input_format="uint8-nhwc")
+    with pytest.raises(UsageError, match="leave --input-range out"):
+        prepare(loaded(network("plain"), input_range=(-2.0, 2.0)), settings)
+
+
+def test_labels_must_be_one_a_class() -> None:
+    with pytest.raises(InputFileError, match="4 lines, but the network tells 5"):
+        prepare(loaded(network("plain"), labels=tuple("abcd")), SETTINGS)
 
 
 def test_the_input_scale_covers_black_and_white(folder: Path, result: dict[str, Any]) -> None:
