@@ -101,9 +101,9 @@ def with_pixel_input(model: IntegerModel, mean: Sequence[float], std: Sequence[f
     node = Node(name, "conv", ("bytes",), (channels, height, width), attributes, place="the input")
     source = QTensor(np.float32(1 / 255), 0, 255)
     full = np.full((channels, 1, 1, 1), 127, np.int8)  # the weight itself is in the scale
-    scale = (1 / (np.asarray(std, np.float64) * 127)).astype(np.float32)
-    product = (source.scale * scale).astype(np.float32).astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # refused below
+        scale = (1 / (np.asarray(std, np.float64) * 127)).astype(np.float32)
+        product = (source.scale * scale).astype(np.float32).astype(np.float64)
         q_bias = np.rint(-np.asarray(mean, np.float64) / np.asarray(std, np.float64) / product)
     reach = np.abs(q_bias) + 127 * source.qmax
     if not bool((np.isfinite(scale) & (scale > 0) & (reach <= INT32_MAX)).all()):

@@ -284,7 +284,7 @@ def test_images_for_a_network_that_is_fed_features_are_a_usage_error(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = ["--model", f"{folder}/net.py:build", "--input-size", "3x16x16", "--input-range", "-2,2"]
-    words = ["--calibration-data", str(folder), "--out", str(tmp_path / "x.onnx")]
+    words = ["--method", "calibrate", "--calibration-data", str(folder), "--out", str(tmp_path / "x.onnx")]
     code, text = fails(["quantize", *model, *words], capsys)
     assert code == 2
     assert "hold images" in text

@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stages import calibrated, folded
+from stages import calibrated, folded, integer_model
 
 from gdfq_export.arithmetic import is_invariant
+from gdfq_export.errors import UsageError
 from gdfq_export.graph import INPUT, Graph, Node
 from gdfq_export.integer import IntegerModel, constant_tensor, operands_of
-from gdfq_export.lower import TARGETS, Quantized, integer_model_from_quantized
+from gdfq_export.lower import TARGETS, Quantized, integer_model_from_quantized, with_pixel_input
 from gdfq_export.plan import BitWidths, make_plan
 from gdfq_export.quantizers import Affine
 from gdfq_export.saturation import breaking_channels
@@ -188,3 +189,11 @@ def test_lowering_leaves_what_it_was_given_as_it_was() -> None:
     lower(quantized)
     assert quantized.affines == before.affines
     assert quantized.weight_scales["conv"].tolist() == [0.25]
+
+
+@pytest.mark.parametrize(("mean", "std"), [(-1e6, 1.0), (float("nan"), 1.0), (0.0, 1e-45), (0.0, 1e60)])
+def test_a_normalisation_that_no_integer_layer_holds_is_refused(mean: float, std: float) -> None:
+    model = integer_model("plain", 8, 8)
+    with pytest.raises(UsageError, match="32-bit integers in front of the network"):
+        with_pixel_input(model, (mean,) * 3, (std,) * 3)
+    with_pixel_input(model, (0.5,) * 3, (1e-6,) * 3)
