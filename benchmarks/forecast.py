@@ -23,6 +23,7 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ import torch
 from assets import ASSETS, Asset, image_folder
 
 from gdfq_export.fakequant import FakeQuantProgram
+from gdfq_export.forecast import FLIPS, FLIPS_CROWDING, FURTHEST, POINTS, POINTS_CROWDING, forecast
 from gdfq_export.image_store import ImageStore
 from gdfq_export.lower import Quantized
 from gdfq_export.meaning import ONE_CLASS
@@ -50,6 +52,7 @@ from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher
 
 BATCH = 25
+LEAST = 0.02  # error; what is nearer loses no more than chance takes or gives
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,48 @@ def mean_ranks(values: np.ndarray) -> np.ndarray:
     return (below + upto + 1) / 2
 
 
+def holds(state: State, points: float = POINTS, flips: float = FLIPS) -> bool:
+    """Whether what a state lost lies within its bounds."""
+    found = forecast(state.error, state.classes, points, flips)
+    return found is not None and found.low <= state.drop <= found.high
+
+
+def fitted(states: Sequence[State]) -> tuple[float, float]:
+    """The two factors that these states would give, as medians of those that are neither exact nor far off."""
+    crowds = [state.classes / 10 for state in states]
+    pairs = [(s, c) for s, c in zip(states, crowds, strict=True) if LEAST < s.error <= FURTHEST]
+    points = np.median([s.drop / s.error / c**POINTS_CROWDING for s, c in pairs])
+    flips = np.median([(100 - s.real_agreement) / s.error**0.5 / c**FLIPS_CROWDING for s, c in pairs])
+    return float(points), float(flips)
+
+
+def report(states: Sequence[State]) -> None:
+    """What all states say together."""
+    told = [state for state in states if state.error <= FURTHEST]
+    print("| network | states | with a forecast | within | within, with factors of the others | mean width |")
+    print("|---|---|---|---|---|---|")
+    for name in [*dict.fromkeys(state.network for state in states), None]:
+        mine = [state for state in told if name in (None, state.network)]
+        counts = f"{sum(name in (None, state.network) for state in states)} | {len(mine)} | {sum(map(holds, mine))}"
+        left_out = sum(
+            holds(state, *fitted([other for other in told if other.network != state.network])) for state in mine
+        )
+        guesses = [forecast(state.error, state.classes) for state in mine]
+        width = np.mean([guess.high - guess.low for guess in guesses if guess is not None])
+        print(f"| {name or '**all**'} | {counts} | {left_out} | {width:.1f} |")
+    print(f"\nfactors fitted to all: points {fitted(told)[0]:.1f}, flips {fitted(told)[1]:.1f}")
+    print(f"rank correlation of score and points lost: {rank_correlation(states):.3f}\n")
+    print("| climb | states | rank correlation | kept | lost | forecast | regret |\n|---|---|---|---|---|---|---|")
+    for title, group in groupby(states, key=lambda state: state.climb):
+        climbed = list(group)
+        kept = next(state for state in climbed if state.kept)
+        regret = kept.drop - min(state.drop for state in climbed)
+        inner = f"{rank_correlation(climbed):.2f}" if len(climbed) > 1 else "-"
+        guess = forecast(kept.error, kept.classes)
+        text = "none" if guess is None else guess.text
+        print(f"| {title} | {len(climbed)} | {inner} | {kept.rung} | {kept.drop:.2f} | {text} | {regret:.2f} |")
+
+
 def main() -> None:
     """Measures what is not measured yet, and prints what all states say together."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -230,7 +275,7 @@ def main() -> None:
     keep_freed_memory()
     print(f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads, {args.preset}\n")
     states = read_states(args.read or args.states)
-    states = states if args.read else run_all(args, states)
+    report(states if args.read else run_all(args, states))
 
 
 if __name__ == "__main__":

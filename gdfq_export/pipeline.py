@@ -104,6 +104,13 @@ class Exported:
             return None
         return forecast(self.error, self.prepared.captured.num_outputs)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should not overlook; random weights are far from nothing that matters."""
+        loaded, outputs = self.prepared.loaded, self.prepared.captured.num_outputs
+        text = warning_of(self.agreement, len(self.outcome.held_back), self.error, outputs)
+        return [] if text is None or loaded.weights_source == "random" else [text]
+
     def to_json(self) -> dict[str, Any]:
         """How far the integers are from the float network, and what that rests on."""
         return {
@@ -433,5 +440,5 @@ def run(
         "weights_changed_for_target": exported.integer.report.weights_changed,
         "figures": dict(exported.outcome.figures),
         "notes": list(exported.outcome.notes),
-        "warnings": [text for text in [warning_of(exported.agreement, len(exported.outcome.held_back))] if text],
+        "warnings": exported.warnings,
     }

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from gdfq_export.forecast import FURTHEST, LOW_AGREEMENT, Forecast, forecast, warning_of
+
+STATES = Path(__file__).parents[2] / "benchmarks" / "forecast_states.jsonl"
 
 
 def made(error: float, classes: int) -> Forecast:
@@ -33,11 +38,33 @@ def test_there_is_no_forecast_where_the_logits_are_far_from_the_float_network() 
     assert forecast(1.0, 1000) is None
 
 
-@pytest.mark.parametrize(("agreement", "warned"), [(100.0, False), (LOW_AGREEMENT, False), (45.8, True), (0.0, True)])
-def test_a_low_agreement_is_warned_of_with_its_images_and_what_to_do(agreement: float, warned: bool) -> None:
-    text = warning_of(agreement, 48)
+@pytest.mark.parametrize(
+    ("agreement", "error", "warned"),
+    [
+        (100.0, 0.001, False),
+        (LOW_AGREEMENT, 0.001, False),
+        (45.8, 0.001, True),
+        (100.0, 0.29, True),  # some points lost, though the few images that judge keep their class
+        (100.0, FURTHEST * 1.01, True),
+    ],
+)
+def test_a_network_far_from_the_float_one_is_warned_of_with_what_to_do(
+    agreement: float, error: float, warned: bool
+) -> None:
+    text = warning_of(agreement, 48, error, 10)
     assert (text is not None) == warned
     if text is not None:
-        assert f"{agreement:.1f} % agreement" in text
-        assert "48 held-back images" in text
+        assert f"{agreement:.1f} % agreement on 48 held-back images" in text
         assert all(word in text for word in ("--preset standard", "--budget", "--first-last", "--method"))
+
+
+def test_the_bounds_hold_for_nine_of_ten_of_the_recorded_states() -> None:
+    states = [json.loads(line) for line in STATES.read_text().splitlines()]
+    assert len({state["network"] for state in states}) >= 5
+    inside = []
+    for state in states:
+        found = forecast(state["error"], state["classes"])
+        if found is not None:
+            inside.append(found.low <= state["drop"] <= found.high)
+    assert len(inside) > 50
+    assert sum(inside) >= 0.9 * len(inside)
