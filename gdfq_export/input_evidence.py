@@ -203,7 +203,7 @@ def _spectrum(weight: Tensor) -> Tensor:
         return weight.to(torch.complex128)[None]
     axes = list(range(2, weight.ndim))
     sizes = [min(6 * weight.shape[axis], 32) if weight.shape[axis] > 1 else 1 for axis in axes]
-    return torch.fft.rfftn(weight, s=sizes, dim=axes).flatten(2).permute(2, 0, 1)
+    return torch.as_tensor(torch.fft.rfftn(weight, s=sizes, dim=axes).flatten(2).permute(2, 0, 1))
 
 
 def _strongest(spectrum: Tensor, share: Tensor) -> tuple[float, Tensor, int]:

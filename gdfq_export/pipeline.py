@@ -363,7 +363,12 @@ def output_step(model: IntegerModel) -> float:
 def run_facts(prepared: Prepared, settings: Settings, real: RealImages = NO_IMAGES) -> dict[str, Any]:
     """Everything that decides the bytes of the result, by name; a saved state fits only a run with the same."""
     loaded = prepared.loaded
-    facts = {"model": loaded.name, "mean": loaded.mean, "std": loaded.std, "input_range": loaded.input_range}
+    facts: dict[str, Any] = {
+        "model": loaded.name,
+        "mean": loaded.mean,
+        "std": loaded.std,
+        "input_range": loaded.input_range,
+    }
     named = None if loaded.labels is None else hashlib.sha256("\n".join(loaded.labels).encode()).hexdigest()
     facts |= {"labels": named, **_flat(dataclasses.asdict(settings), "")}
     for name, source in (("calibration_data", real.calibration), ("real_data", real.training)):

@@ -24,7 +24,7 @@ class InFloat32(TorchFunctionMode):
     """While it is entered, Python code that asks for another float type gets float32; `replaced` says which."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.replaced: set[torch.dtype] = set()
 
     def __torch_function__(

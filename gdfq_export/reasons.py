@@ -46,7 +46,7 @@ def refusal(reasons: Sequence[Reason]) -> UnsupportedModelError:
     if len(sentences) > 1:
         numbered = "; ".join(f"({index}) {sentence}" for index, sentence in enumerate(sentences, start=1))
         return UnsupportedModelError(f"the network is not supported, for {len(sentences)} reasons: {numbered}", reasons)
-    return UnsupportedModelError(*sentences, reasons)
+    return UnsupportedModelError(sentences[0], reasons)
 
 
 def _listed(places: Sequence[str]) -> str:

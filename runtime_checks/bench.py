@@ -24,10 +24,10 @@ import numpy as np
 import onnx
 
 from gdfq_export.runtime_checks.errors import CheckError
-from gdfq_export.runtime_checks.golden import read_provenance
 from gdfq_export.runtime_checks.graph import graph_from_model
 from gdfq_export.runtime_checks.input_spec import InputSpec, input_spec, random_batch
 from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY, load_model
+from gdfq_export.runtime_checks.metadata import read_provenance
 from gdfq_export.runtime_checks.session_memory import session_memory_mb
 
 MIN_RUNS = 20  # a median of fewer says little

@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gdfq_export.runtime_checks.errors import UnsupportedGraphError
-from gdfq_export.runtime_checks.golden import read_provenance
 from gdfq_export.runtime_checks.graph import graph_from_model
 from gdfq_export.runtime_checks.images import LabelledImage, list_images, network_input
 from gdfq_export.runtime_checks.input_spec import Preprocessing, input_spec, preprocessing_of
 from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY, load_model
+from gdfq_export.runtime_checks.metadata import read_provenance
 from gdfq_export.runtime_checks.output_spec import OutputSpec, output_spec
 from gdfq_export.runtime_checks.sessions import Session
 

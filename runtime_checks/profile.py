@@ -15,10 +15,10 @@ import onnx
 
 from gdfq_export.runtime_checks.coverage import FloatOperator, coverage_of, name_in_file, with_names
 from gdfq_export.runtime_checks.errors import UnsupportedGraphError
-from gdfq_export.runtime_checks.golden import read_provenance
 from gdfq_export.runtime_checks.graph import Array, graph_from_model, with_unique_names
 from gdfq_export.runtime_checks.input_spec import input_spec, random_batch
 from gdfq_export.runtime_checks.loading import DEFAULT_MAX_MEMORY, load_model
+from gdfq_export.runtime_checks.metadata import read_provenance
 from gdfq_export.runtime_checks.quantized_files import require_quantized
 from gdfq_export.runtime_checks.sessions import profile_events
 from gdfq_export.runtime_checks.user_names import user_names

@@ -46,7 +46,8 @@ def given_options(context: typer.Context) -> list[str]:
 
 def options_of(command: Callable[..., None], parameters: Iterable[Any]) -> dict[str, Option]:
     """Every option of a command by its name without dashes; `parameters` are those that typer made of it."""
-    hints, options = get_type_hints(inspect.unwrap(command)), {}
+    hints = get_type_hints(inspect.unwrap(command))
+    options: dict[str, Option] = {}
     for parameter in parameters:
         kinds = [kind for kind in get_args(hints[parameter.name]) or [hints[parameter.name]] if kind is not type(None)]
         several = get_origin(kinds[0]) is list

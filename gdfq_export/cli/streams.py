@@ -41,9 +41,10 @@ def _failing_as_output() -> Iterator[None]:
 
 def claim_stdout() -> None:
     """Makes `sys.stdout` the only way to the process's standard output; once, when the process starts."""
-    if sys.stdout is None or sys.stdout is not sys.__stdout__:
+    printed = sys.stdout
+    if printed is None or printed is not sys.__stdout__:
         return
-    sys.stdout.flush()
+    printed.flush()
     try:
         results = os.fdopen(os.dup(1), "wb")
     except OSError:  # closed: nobody reads results
@@ -54,9 +55,9 @@ def claim_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.stdout = Results(
         results,
-        encoding=sys.stdout.encoding,
-        errors=sys.stdout.errors,
-        line_buffering=sys.stdout.line_buffering,
+        encoding=printed.encoding,
+        errors=printed.errors,
+        line_buffering=printed.line_buffering,
     )
 
 

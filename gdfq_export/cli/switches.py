@@ -40,6 +40,7 @@ READERS: Mapping[str, tuple[Method, ...]] = MappingProxyType(
 PRESET_BESIDE_BUDGET: tuple[Method, ...] = ("gdfq", "calibrate", "zeroq", "dfqf")
 """Methods whose learning rates and batches are the preset's also where a budget decides how long they take."""
 
+LEARNS_RANGES: tuple[Method, ...] = ("gdfq",)
 OF_THE_GENERATOR = ("generator_lr", "no_generator_ce", "no_generator_bns", "separate", "stop_threshold")
 UNREAD_WITH_REAL_DATA = OF_THE_GENERATOR
 UNREAD_WITH_CALIBRATION_DATA = (*OF_THE_GENERATOR, "reading", "budget")  # with --method calibrate
@@ -56,7 +57,7 @@ def check_options(method: str, given: Collection[str], ablations: Ablations, *, 
     for name in given:
         refuse_others(option_name(name), method, READERS.get(name, METHOD_NAMES))
     if ranges == "learned":
-        refuse_others("--ranges learned", method, ("gdfq",))
+        refuse_others("--ranges learned", method, LEARNS_RANGES)
     if "real_data" in given:
         for name in _both(given, UNREAD_WITH_REAL_DATA):
             raise UsageError(f"{name} is about the generator, which --real-data replaces: leave one of them out")

@@ -171,7 +171,7 @@ def update_generator(
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
     state.steps += 1
-    return GeneratorStep(images.detach().float(), batch.labels, logits.detach())
+    return GeneratorStep(images.detach().float(), batch.labels, logits.detach(), teacher.meaning)
 
 
 def update_student(
