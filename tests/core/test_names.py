@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,11 @@ import onnx
 import pytest
 import torch
 from network_parts import conv_bn, head, pooled, randomize
-from small_networks import NETWORKS
-from stages import calibrated, captured, integer_logits, run_onnx, with_passes
+from stages import calibrated, integer_logits, run_onnx, with_passes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gdfq_export import passes
 from gdfq_export.capture import capture
 from gdfq_export.emit import float_onnx_from_graph, onnx_from_integer_model
 from gdfq_export.graph import INPUT, SUFFIXES, Node, unshared, without_clashes
@@ -89,7 +91,7 @@ def check(module: nn.Module, bits: int, *, pixels: bool) -> onnx.ModelProto:
     return proto
 
 
-@pytest.mark.parametrize(("bits", "pixels"), [(8, False), (8, True), (4, True), (2, True)])
+@pytest.mark.parametrize(("bits", "pixels"), [(8, True), (2, True)])
 def test_layers_may_be_called_like_what_the_file_calls_its_own(bits: int, pixels: bool) -> None:
     check(Chain(PATHS), bits, pixels=pixels)
 
@@ -133,12 +135,7 @@ def test_a_parameter_may_be_called_like_one_of_ours() -> None:
     check(Net(), 8, pixels=False)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_name_that_a_pass_makes_ends_in_a_suffix_that_capture_knows(name: str) -> None:
-    before = {node.name for node in captured(name).nodes}
-    for node in pad_input(unshared(with_passes(captured(name)))).nodes:
-        base = node.name
-        while base not in before:
-            base, _, last = base.rpartition(".")
-            assert base, node.name
-            assert last.isdigit() or last.rstrip("0123456789") in SUFFIXES, node.name
+@pytest.mark.parametrize("path", sorted(Path(passes.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_passes_name_what_they_make_by_the_one_function_that_capture_knows(path: Path) -> None:
+    """`derived` takes no suffix but those that capture keeps free; a name put together by hand escapes that."""
+    assert not re.search(r'f"\{[^}]*name\}\.', path.read_text())
