@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -34,7 +35,8 @@ HALF = (0.5, 0.5, 0.5)
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
-    synthesis.autocast = lambda device: nullcontext()  # parts of a sum in bf16 do not add up to 1e-5
+    for module in (synthesis, importlib.import_module("gdfq_export.methods.dfqf")):
+        module.autocast = lambda device: nullcontext()  # parts of a sum in bf16 do not add up to 1e-5
     prepared = prepare(LoadedModel("small", network("plain"), (3, 8, 8), HALF, HALF, None, None, "x", None), SETTINGS)
     with joined("cpu"):
         teacher = Teacher(prepared.captured, "cpu")
