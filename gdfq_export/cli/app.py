@@ -101,7 +101,7 @@ def _run(words: list[str], started: float) -> int:
         if code == EXIT_BUG:
             text = f"unexpected {type(error).__name__}: {error} (a bug of ours; run again with --debug and report it)"
             return _fail(text, code, words, debug)
-        if isinstance(error, LostProcessError) and os.environ.get("RANK") != "0":
+        if isinstance(error, LostProcessError) and os.environ.get("RANK", "0") != "0":
             return int(code)  # process 0 says it for all that are left
         return _fail(str(error), code, words, debug, getattr(error, "reasons", ()))
 
