@@ -151,6 +151,13 @@ def _index_select(a: Arguments) -> Meaning:
     return "index_select", {"axis": axis}
 
 
+def _select(a: Arguments) -> Meaning:
+    axis = a["dim"] % (len(a.in_shape) + 1)
+    if axis == 0:
+        raise unsupported(a.node, "a choice of images")
+    return "select", {"axis": axis, "index": a["index"] % a.in_shape[axis - 1]}
+
+
 def _slice(a: Arguments) -> Meaning:
     rank = len(a.in_shape) + 1
     axis = a["dim"] % rank
@@ -360,6 +367,7 @@ RULES: dict[str, Rule] = {
     "split_with_sizes": _plain("split", dim="dim"),
     "chunk": _plain("split", dim="dim"),
     "slice": _slice,
+    "select": _select,
     "constant_pad_nd": _pad,
     "pad": _pad,
     "max_pool2d": _max_pool,

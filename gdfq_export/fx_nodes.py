@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx
 
 from gdfq_export.errors import Reason, UnsupportedModelError
+
+TORCH_FOLDER = str(Path(torch.__file__).parent)
 
 
 class Arguments:
@@ -59,9 +63,10 @@ def module_path(node: fx.Node) -> str:
 
 
 def place_of(node: fx.Node) -> str:
-    """Module path and source line of the user's code that made this node."""
+    """Module path and source line of the user's code that made this node, or of PyTorch's where there is no other."""
     path = module_path(node)
     lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    lines = [line for line in lines if not line[0].startswith(TORCH_FOLDER)] or lines
     source = f"{lines[-1][0].rsplit('/', 1)[-1]}:{lines[-1][1]}" if lines else ""
     return f"{path or 'the model'} ({source})" if source else path or "the model"
 

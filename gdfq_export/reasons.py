@@ -17,7 +17,7 @@ from gdfq_export.ops import LAYERS, STAND_IN
 NAMED_PLACES = 3
 NORM = "linalg_vector_norm"
 OUTPUT = "output"  # of what the network returns, see `errors.Reason`
-CUT = "cut the last layers off: return what stands before it, and compute it behind the network"
+CUT = "cut the last layers off, return what stands before it, and compute it behind the network"
 NORMALISE = "normalise behind the network, and return what stands before it"
 NORMALISE_LOGITS = "normalise behind the network: it changes all logits of an image by one factor, and not their order"
 OF_A_NORM = frozenset({"clip", "expand", "reshape", "add_scalar", "mul_scalar"})  # x / (norm + eps), and the like

@@ -1,4 +1,4 @@
-"""`gdfq-export models`: the names that `--model` takes."""
+"""`gdfq-export models`: the names that `--model` takes, and the operators that a network of one's own may have."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ def models(
     filter_text: Annotated[
         str | None, typer.Option("--filter", help="Only names that contain this text.", show_default=False)
     ] = None,
+    operators: Annotated[
+        bool, typer.Option("--operators", help="List the operators of PyTorch that a network may have instead.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """List the networks that `--model` knows by name, with input size, classes and where weights come from."""
+    if operators:
+        return _list_operators((filter_text or "").lower(), as_json)
     from gdfq_export.models.table import all_models
 
     wanted = (filter_text or "").lower()
@@ -29,6 +34,21 @@ def models(
         return
     _print_table([entry for _, entry in entries])
     typer.echo(f"{len(entries)} names; a network of your own is FILE.py:FACTORY or FILE.pt2", err=True)
+
+
+def _list_operators(wanted: str, as_json: bool) -> None:
+    """What `docs/operators.md` holds."""
+    from gdfq_export.operators import supported
+
+    found = [operator for operator in supported() if wanted in operator.name]
+    if as_json:
+        print(json.dumps({"operators": [operator.to_json() for operator in found]}))
+        return
+    print(f"{'operator':36} {'runs as':34} by")
+    for operator in found:
+        limit = f" (only {operator.limit})" if operator.limit else ""
+        print(f"{operator.name:36} {', '.join(operator.runs):34} {'; '.join(operator.details)}{limit}".rstrip())
+    typer.echo(f"{len(found)} operators; anything else is refused with its place in the model", err=True)
 
 
 def as_object(entry: ModelEntry) -> dict[str, object]:

@@ -33,6 +33,9 @@ from gdfq_export.graph import Graph, Node, derived, rebuild
 from gdfq_export.passes.integer_forms import INTEGER_FORMS
 from gdfq_export.plan import quantized_part
 
+EXPANDED = frozenset({"silu", "hard_sigmoid", "hard_swish", "global_avg_pool_flat"})
+"""What `_expand` takes apart."""
+
 
 def canonicalize(graph: Graph) -> Graph:
     """The same function with fewer forms; each step is its own small function."""

@@ -5,6 +5,7 @@
     x * c, c <= 0        x * a constant tensor
     sum over an axis     x[0] + x[1] + ...
     pixel (un)shuffle    reshape, transpose, reshape: SpaceToDepth takes codes only in the runtime's latest versions
+    x[:, index]          slice, reshape
     stack(x, y)          concat of x and y with an axis of one element each
     softmax              e = exp(x - max(x));  e * (1 / sum(e)), with tables for exp and 1 / x
     mean over channels   1x1 convolution with the weights 1 / C
@@ -170,6 +171,16 @@ def _sub(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
     return [*_scale(graph, scaled, into), node.replace(op="add", inputs=(node.inputs[0], scaled.name))]
 
 
+def _select(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
+    axis, index, part = node.attributes["axis"], node.attributes["index"], f"{node.name}.part"
+    cut = {"axis": axis, "start": index, "end": index + 1, "step": 1}
+    whole = (*node.shape[: axis - 1], 1, *node.shape[axis - 1 :])
+    return [
+        Node(part, "slice", node.inputs, whole, cut, place=node.place),
+        Node(node.name, "reshape", (part,), node.shape, place=node.place),
+    ]
+
+
 def _reversed_sub(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
     return _sub(graph, node.replace(inputs=node.inputs[::-1]), into)
 
@@ -225,4 +236,5 @@ INTEGER_FORMS: dict[str, Form] = {
     "pixel_shuffle": _pixel_shuffle,
     "mul_scalar": _scale,
     "index_select": _gather,
+    "select": _select,
 }

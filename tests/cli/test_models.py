@@ -32,3 +32,20 @@ def test_json_is_one_object_on_stdout() -> None:
     assert entry["input_size"] == [3, 299, 299]
     assert (entry["num_classes"], entry["weights"], entry["resize"]) == (1000, "download", 342)
     assert done.stderr == ""
+
+
+def test_operators_are_listed_with_how_they_run() -> None:
+    done = run("--operators")
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert done.returncode == 0
+    assert "QLinearConv" in lines["conv2d"]
+    assert "table" in lines["mish"]
+    assert "moved codes" in lines["repeat"]
+    assert "threshold" in lines["softplus"]
+
+
+def test_json_lists_operators_too() -> None:
+    done = run("--operators", "--json", "--filter", "pixel_un")
+    (entry,) = json.loads(done.stdout)["operators"]
+    assert (entry["operator"], entry["runs"]) == ("pixel_unshuffle", ["built from others"])
+    assert done.stderr == ""

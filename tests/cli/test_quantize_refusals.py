@@ -296,3 +296,13 @@ def test_a_dry_run_says_which_values_the_file_will_accept(
     model = ["--model", f"{folder}/net.py:build", "--input-size", "3x16x16", "--dry-run"]
     assert main(["quantize", *model, "--input-range", "-2,3", "--out", str(tmp_path / "x.onnx")]) == 0
     assert "input: float 3x16x16 (NCHW), -2 to 3; values beyond are clipped" in capsys.readouterr().out
+
+
+def test_json_lists_the_reasons_against_a_network(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*build(folder, "odd"), "--out", str(tmp_path / "x.onnx"), "--json"]) == 3
+    said = json.loads(capsys.readouterr().out)
+    (reason,) = said["reasons"]
+    assert (reason["operator"], reason["place"].split(":")[0]) == ("sort", "the model (net.py")
+    assert reason["advice"] in said["error"]
