@@ -23,7 +23,7 @@ SUFFIXES = frozenset(
     {
         *("sigmoid", "shift", "clip", "gate", "pool", "flatten", "hoisted", "positive", "negative", "slope", "scaled"),
         *("part", "term", "sum", "max", "below", "distance", "power", "total", "inverse", "mean", "factor"),
-        *("turned", "rows", "across", "columns", "expand", "affine", "padded", "deep"),
+        *("turned", "rows", "across", "columns", "expand", "affine", "padded", "deep", "split", "moved"),
     }
 )
 """What passes append to a name; capture renames what a user calls like that (see `without_clashes`)."""

@@ -39,6 +39,7 @@ from gdfq_export.stopwatch import Stopwatch
 
 STAGE = "reconstructing blocks"
 BLOCKS_STAGE = "blocks"
+SHORTEST = 1e-9  # seconds: a clock may stand still
 TIMED = 5  # steps after which a block knows how long they take
 FIRST_BETA, LAST_BETA = 20.0, 2.0
 TINY = 1e-30
@@ -160,7 +161,7 @@ def train_block(
         if 0 < step <= TIMED and clock() - start > seconds:
             steps = step
         elif step == TIMED and seconds < math.inf:
-            steps = min(steps, max(int(seconds / (clock() - start) * TIMED), TIMED))
+            steps = min(steps, max(int(seconds / max(clock() - start, SHORTEST) * TIMED), TIMED))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * half_cosine(step / steps)
         chosen = torch.randint(0, count, (schedule.batch,), generator=randomness)

@@ -156,6 +156,14 @@ def restore_generator(state: GeneratorState, saved: Mapping[str, Any]) -> None:
     state.steps = saved["steps"]
 
 
+def warmup_steps(schedule: Schedule) -> int:
+    """Of GDFQ's generator alone: in separate training all of its steps come first."""
+    parts = schedule.ablations
+    if not parts.trains_generator:
+        return 0
+    return schedule.warmup_steps + (0 if parts.alternating else schedule.steps)
+
+
 def train_generator(
     state: GeneratorState,
     teacher: Teacher,
@@ -166,17 +174,16 @@ def train_generator(
     stopwatch: Stopwatch | None = None,
     checkpoint: Checkpoint | None = None,
     update: Callable[[GeneratorState, Teacher, Schedule], GeneratorStep] | None = None,
+    planned: int | None = None,
 ) -> int:
     """The warm-up of Algorithm 1; with a budget it ends after its `share`. Returns the steps done.
 
-    `update` is one step of another loss than GDFQ's.
+    `update` is one step of another loss than GDFQ's, and `planned` how many there are to be.
     """
     update = update or update_generator
     stopwatch = stopwatch or Stopwatch(schedule.budget_seconds)
     checkpoint = checkpoint or Checkpoint()
-    planned = schedule.warmup_steps if schedule.ablations.trains_generator else 0
-    if schedule.ablations.trains_generator and not schedule.ablations.alternating:
-        planned += schedule.steps  # separate training: all of the generator's steps come first
+    planned = warmup_steps(schedule) if planned is None else planned
     if (saved := checkpoint.load(GENERATOR_STAGE)) is not None:
         restore_generator(state, saved["generator"])
         planned = saved["planned"]

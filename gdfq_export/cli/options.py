@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
-from gdfq_export.errors import InputFileError, UsageError
+from gdfq_export.errors import UsageError
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 BYTES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20}
@@ -57,22 +56,6 @@ def parse_range(text: str) -> tuple[float, float]:
     except ValueError:
         raise UsageError(f"--input-range {text!r} is no range: write it as LOW,HIGH, like -2,2") from None
     return low, high
-
-
-def read_labels(path: Path) -> tuple[str, ...]:
-    """Names of classes, one a line, in the order of the outputs."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputFileError(f"cannot read --labels {path} ({error.strerror}): check the path") from error
-    except UnicodeDecodeError as error:
-        raise InputFileError(f"--labels {path} is no text in UTF-8: give one line a class") from error
-    labels = tuple(line.strip() for line in lines)
-    if not labels or not all(labels):
-        raise InputFileError(
-            f"--labels {path} has an empty line {labels.index('') + 1 if labels else 1}: name each class"
-        )
-    return labels
 
 
 def max_memory_bytes(gigabytes: float) -> int:

@@ -23,7 +23,6 @@ from gdfq_export.cli.options import (
     parse_floats,
     parse_range,
     parse_size,
-    read_labels,
 )
 from gdfq_export.cli.quantize_report import agreement_of, has_agreement, print_result
 from gdfq_export.cli.streams import users_code
@@ -211,6 +210,7 @@ def quantize(
     """
     from gdfq_export.files import check_output, companions_of, work_directory
     from gdfq_export.lock import alone
+    from gdfq_export.runtime_checks.class_folders import read_labels
 
     _one_of(method, METHOD_NAMES, "--method")
     _one_of(preset, PRESETS, "--preset")
@@ -368,7 +368,7 @@ def quantize(
             "--calibration-data and --real-data hold images, but --input-range says that the input is none: give "
             "--mean and --std in its place, or leave the images out"
         )
-    folders = [None if path is None else ImageFolder(path, loaded) for path in (calibration_data, real_data)]
+    folders = [None if path is None else ImageFolder(path, loaded, named) for path in (calibration_data, real_data)]
     real = RealImages(*folders)
     work = WorkDirectory(folder, resume=resume, discard=force)
     with users_code(), joined(settings.device) as own_device:

@@ -59,6 +59,14 @@ class Seeking(Generated):
 
     student: FakeQuantProgram | None = None
 
+    def learns_first(self) -> bool:
+        """Never: both learn in turns."""
+        return False
+
+    def warm_up_steps(self) -> int:
+        """Those of the schedule: L(G) has no parts to leave out."""
+        return self.schedule.warmup_steps
+
     def warm_up_step(self, state: GeneratorState, teacher: Teacher, schedule: Schedule) -> GeneratorStep:
         """L(G) without ADV."""
         return update_generator(state, teacher, None, schedule)

@@ -27,6 +27,7 @@ from gdfq_export.synthesis import (
     start_generator,
     train_generator,
     update_generator,
+    warmup_steps,
 )
 
 WARMUP_SHARE = 0.25
@@ -65,7 +66,7 @@ class Generated:
     def __init__(self, task: Task, teacher: Teacher) -> None:
         self.task, self.teacher, self.schedule = task, teacher, task.settings.schedule
         self.state = start_generator(teacher, task.image, self.schedule, task.settings.seed)
-        self.stopped = not self.schedule.ablations.alternating
+        self.stopped = self.learns_first()
         self.recognised = 0  # images of this epoch that the teacher gives their label
         self.count = images_worth(task)
 
@@ -80,7 +81,16 @@ class Generated:
             stopwatch=stopwatch,
             checkpoint=self.task.checkpoint,
             update=self.warm_up_step,
+            planned=self.warm_up_steps(),
         )
+
+    def learns_first(self) -> bool:
+        """Whether the generator stays as it is once the student learns."""
+        return not self.schedule.ablations.alternating
+
+    def warm_up_steps(self) -> int:
+        """How many steps the generator learns alone."""
+        return warmup_steps(self.schedule)
 
     def warm_up_step(self, state: GeneratorState, teacher: Teacher, schedule: Schedule) -> GeneratorStep:
         """One step of the generator alone."""

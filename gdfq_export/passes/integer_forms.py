@@ -172,7 +172,7 @@ def _sub(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
 
 
 def _select(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[Node]:
-    axis, index, part = node.attributes["axis"], node.attributes["index"], f"{node.name}.part"
+    axis, index, part = node.attributes["axis"], node.attributes["index"], derived(node.name, "part")
     cut = {"axis": axis, "start": index, "end": index + 1, "step": 1}
     whole = (*node.shape[: axis - 1], 1, *node.shape[axis - 1 :])
     return [
@@ -197,7 +197,7 @@ def _pixel_shuffle(graph: Graph, node: Node, into: dict[str, Tensor]) -> list[No
 
 def _rearranged(node: Node, split: tuple[int, ...], axes: tuple[int, ...]) -> list[Node]:
     """The elements in another order: axes taken apart, exchanged, and joined again."""
-    parts, moved = f"{node.name}.split", f"{node.name}.moved"
+    parts, moved = derived(node.name, "split"), derived(node.name, "moved")
     return [
         Node(parts, "reshape", node.inputs, split, place=node.place),
         Node(moved, "transpose", (parts,), tuple(split[axis - 1] for axis in axes[1:]), {"axes": axes}, {}, node.place),

@@ -42,11 +42,13 @@ def test_too_little_agreement_is_exit_code_1_and_the_files_are_there(
 
 
 def test_a_run_that_ended_badly_says_so_and_forecasts_nothing(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("gdfq_export.forecast.FURTHEST", 0.1)  # which a network that never learned reaches
     words = [*build(folder), *FAR, "--out", str(tmp_path / "m.onnx"), "--no-companions"]
     assert main([*words, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
+    assert result["logit_error"] > 0.1
     assert result["forecast"] is None
     assert result["enough_agreement"] is True
     assert len(result["warnings"]) == 1

@@ -268,7 +268,7 @@ def test_half_a_normalisation_is_a_usage_error(
 
 @pytest.mark.parametrize(
     ("content", "hint"),
-    [(b"a\nb\n", "2 lines, but the network tells 5"), (b"a\n\nb\nc\nd", "empty line 2"), (b"\xff", "UTF-8")],
+    [(b"a\nb\n", "2 lines, but the network tells 5"), (b"a\n\nb\nc\nd", "line 2 is empty"), (b"\xff", "UTF-8")],
 )
 def test_labels_that_do_not_fit_are_an_input_error(
     content: bytes, hint: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

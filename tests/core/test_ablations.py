@@ -23,6 +23,7 @@ from gdfq_export.plan import BitWidths
 from gdfq_export.progress import silent
 from gdfq_export.real_images import RealImages
 from gdfq_export.settings import Schedule, Settings, schedule_for, with_budget, with_reading
+from gdfq_export.stopwatch import Stopwatch
 from gdfq_export.synthesis import Teacher, start_generator, update_generator
 
 SCHEDULE = Schedule(batch=8, warmup_steps=3, steps=4, steps_per_epoch=2, calibration_images=16, student_lr=1e-2)
@@ -214,6 +215,7 @@ def test_a_budget_is_filled_with_turns(prepared: Prepared, monkeypatch: pytest.M
         prepared.image,
         dataclasses.replace(SETTINGS, schedule=dataclasses.replace(schedule, warmup_steps=3)),
         silent,
+        stopwatch=Stopwatch(schedule.budget_seconds),
     )
     assert METHODS["gdfq"](task).figures["student_steps"] > schedule.steps
 

@@ -63,5 +63,6 @@ def test_the_student_learns_what_the_teacher_says_of_the_images(teacher: Teacher
     student = student_of(teacher)
     optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=1e-2, momentum=0.9)
     seen = update_generator(start_generator(teacher, SPEC, SCHEDULE, 0), teacher, None, SCHEDULE)
-    losses = [update_student(student, optimizer, seen.images, seen.teacher_logits, step) for step in range(20)]
+    images, wanted = seen.images, seen.teacher_logits
+    losses = [update_student(student, optimizer, images, wanted, step, teacher.meaning) for step in range(20)]
     assert losses[-1] < losses[0]

@@ -56,7 +56,7 @@ def test_a_network_that_normalises_its_input_is_told_of_mean_and_std() -> None:
     mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.2]).view(3, 1, 1)
     parts = {"a": conv_bn(3, 8), "fc": head(8)}
     module = Net(lambda m, x: m.fc(pooled(F.relu(m.a((x - mean) / std)))), **parts)
-    with pytest.raises(UnsupportedModelError, match=r"normalises its input itself .* --mean and --std"):
+    with pytest.raises(UnsupportedModelError, match=r"normalises the input of the network itself.* --mean and --std"):
         prepare(loaded(module), SETTINGS)
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from gdfq_export.capture import capture
 from gdfq_export.interface import input_facts, input_sentence, output_facts
+from gdfq_export.meaning import meaning_of
 from gdfq_export.models.sources import LoadedModel
-from gdfq_export.plan import without_endings
 
 
 def loaded(channels: int = 3, **changes: object) -> LoadedModel:
@@ -44,5 +44,5 @@ def test_the_input_is_one_line() -> None:
 )
 def test_the_ending_decides_what_the_output_means(ending: nn.Module | None, meaning: str) -> None:
     whole = network("plain") if ending is None else nn.Sequential(network("plain"), ending)
-    graph, endings = without_endings(capture(whole.eval(), (3, 8, 8)))
-    assert output_facts(graph, endings, None) == {"meaning": meaning, "labels": None}
+    found = meaning_of(capture(whole.eval(), (3, 8, 8)))
+    assert output_facts(found, ["no", "yes"]) == {"meaning": meaning, "labels": ["no", "yes"]}

@@ -16,12 +16,12 @@ from gdfq_export.errors import OutputFileError
 from gdfq_export.lock import alone, lock_path
 
 HOLDS = """
-import sys, time
+import sys
 from pathlib import Path
 from gdfq_export.lock import alone
 with alone([Path(sys.argv[1])]):
     print("held", flush=True)
-    time.sleep(600)
+    sys.stdin.read()  # until it is killed
 """
 
 
@@ -32,7 +32,9 @@ def out(tmp_path: Path) -> Path:
 
 def holder(out: Path) -> subprocess.Popen[str]:
     """Another process that holds the lock."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(out)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process

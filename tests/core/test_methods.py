@@ -147,7 +147,7 @@ def test_a_trained_state_that_was_asked_for_is_kept_and_says_so(
 def test_a_budget_ends_training_early(network: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     now = itertools.count(step=0.01)  # a clock that goes on by itself, whatever else the machine does
     monkeypatch.setattr("gdfq_export.stopwatch.time.monotonic", lambda: next(now))
-    task = settings("gdfq", dataclasses.replace(SHORT, warmup_steps=10_000, steps=10_000, budget_seconds=0.5))
+    task = settings("gdfq", dataclasses.replace(SHORT, warmup_steps=10_000, steps=10_000, budget_seconds=10.0))
     figures = quantize_model(prepare(network, task), task).outcome.figures
     assert 1 <= figures["student_steps"] < 10_000
     assert figures["generator_steps"] < 20_000

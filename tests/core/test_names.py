@@ -23,7 +23,7 @@ from gdfq_export.graph import INPUT, SUFFIXES, Node, unshared, without_clashes
 from gdfq_export.lower import lower, with_pixel_input
 from gdfq_export.passes import pad_input
 from gdfq_export.plan import BitWidths
-from gdfq_export.runtime_checks.golden import group_hashes
+from gdfq_export.runtime_checks.hashes import group_hashes
 
 EMITTED = ["q", "dq", "clip", "weight", "bias", "bias_scale", "weight8", "spread", "codes", "constant", "index"]
 OURS = ["pixels", "bytes", "limits", "bits", "shuffle", "input", "logits", "output", "input_1", "batch"]

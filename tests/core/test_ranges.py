@@ -158,7 +158,7 @@ tensors = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tensors, st.sampled_from(METHODS), st.sampled_from(["none", "relu", "leaky_relu", "clip"]))
 def test_every_method_finds_a_range_within_what_any_tensor_spans(values: list[float], method: str, act: str) -> None:
     attributes = {"slope": 0.01} if act == "leaky_relu" else {"low": -1.0, "high": 1.0} if act == "clip" else {}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from stages import network
+from torch import Tensor, nn
 
 from gdfq_export import checkpoint as checkpoint_module
 from gdfq_export import pipeline
@@ -105,11 +109,19 @@ def test_a_killed_run_of_dfqf_ends_with_the_bytes_of_an_uninterrupted_one(call: 
 
 
 @pytest.mark.usefixtures("always_due")
-def test_a_diverged_run_of_dfqf_keeps_the_state_that_it_promises(tmp_path: Path) -> None:
-    asked = dataclasses.replace(SETTINGS, method="dfqf")
-    wild = dataclasses.replace(asked, schedule=dataclasses.replace(SCHEDULE, student_lr=1e30))
-    with pytest.raises(DivergedError, match=r"learning rate.*kept in .*--resume"):
-        start(tmp_path / "m.onnx", wild)
+def test_a_diverged_run_of_dfqf_keeps_the_state_that_it_promises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, module = dataclasses.replace(SETTINGS, method="dfqf"), importlib.import_module("gdfq_export.methods.dfqf")
+    update, calls = module.update_student, itertools.count()
+
+    def diverging(student: nn.Module, optimizer: Any, images: Tensor, *rest: Any) -> float:
+        return float(update(student, optimizer, images * (math.nan if next(calls) == 2 else 1.0), *rest))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "update_student", diverging)
+        with pytest.raises(DivergedError, match=r"learning rate.*kept in .*--resume"):
+            start(tmp_path / "m.onnx", asked)
     seen: list[str] = []
     start(tmp_path / "m.onnx", asked, progress=lambda what, done, total: seen.append(what), resume=True)
     assert "training the generator" not in seen

@@ -61,7 +61,7 @@ def test_a_runtime_that_is_not_installed_ends_with_4_and_how_to_get_it(
     ("words", "text"),
     [
         (("--runtime", "tflite"), "--runtime 'tflite' is none of openvino, ort-web, reference"),
-        (("--level", "fast"), "--level 'fast' is none of all, basic, disabled"),
+        (("--level", "fast"), "--level 'fast' is none of all, extended, basic, disabled"),
         (("--max-memory", "0"), "--max-memory 0 is no size"),
         (("--max-memory", "nan"), "--max-memory nan is no size"),
         (("--samples", "0"), "--samples 0 compares nothing"),
