@@ -8,7 +8,8 @@
 Layers and tables clamp before they leave float32, and take all ratios. A result gains nothing by steps that are 128
 times smaller than those of what it is made of, so its scale grows until they are not: a few codes are left unused.
 Where its saturation is a clip of the network, a larger scale would move the clip: there a sum with a constant becomes a
-table, and everything else is refused.
+table, an operand of a sum that nothing else reads loses what the clip cuts away in any case, and everything else is
+refused.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ def grow_scales(graph: Graph, plan: Plan, affines: Mapping[str, Affine], scales:
                     scales[group], grown = np.float32(wanted), True
                 elif node.op == "add_scalar":
                     tables.add(node.name)
+                elif node.op == "add" and _shrink_operands(graph, node, plan, scales):
+                    grown = True
                 else:
                     raise _too_far_apart(node)
         if not grown:
@@ -95,6 +98,23 @@ def _least_scales(
         yield made, sources[0] / count / MOST
         if whole:
             yield node.inputs[0], scale(made) * count * LEAST_MEAN
+
+
+def _shrink_operands(graph: Graph, node: Node, plan: Plan, scales: dict[str, np.float32]) -> bool:
+    """Lowers the scales of operands that are too large for a sum with a clip behind it; whether that could be done.
+
+    A step of such an operand is more than half of what the clip keeps. It still spans 128 times the result's range.
+    """
+    made, users = plan.tensors[plan.absorbed.get(node.name, node.name)], graph.users()
+    most = MOST * float(scales[made.group]) * made.factor
+    for spec in (plan.tensors[name] for name in node.inputs):
+        group = spec.group
+        if float(scales[group]) * spec.factor * NEARLY <= most:
+            continue
+        if any(set(users[name]) - {node} for name, other in plan.tensors.items() if other.group == group):
+            return False
+        scales[group] = np.float32(most / spec.factor)
+    return True
 
 
 def _too_far_apart(node: Node) -> UnsupportedModelError:

@@ -208,7 +208,7 @@ def changes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., set[str]]
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("gdfq_export.pipeline.run", run)
-            patch.setattr("gdfq_export.cli.image_folder.ImageFolder", lambda path, loaded: str(path))
+            patch.setattr("gdfq_export.cli.image_folder.ImageFolder", lambda path, *rest: str(path))
             patch.chdir(work)
             assert main([*build(work), *words, "--out", "x.onnx", "--json"]) == 0
         return seen[0]
