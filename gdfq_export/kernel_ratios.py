@@ -111,7 +111,8 @@ def _shrink_operands(graph: Graph, node: Node, plan: Plan, scales: dict[str, np.
         group = spec.group
         if float(scales[group]) * spec.factor * NEARLY <= most:
             continue
-        if any(set(users[name]) - {node} for name, other in plan.tensors.items() if other.group == group):
+        members = [name for name, other in plan.tensors.items() if other.group == group]
+        if {user.name for name in members for user in users[name]} - {node.name, *members}:
             return False
         scales[group] = np.float32(most / spec.factor)
     return True
