@@ -8,7 +8,7 @@ no long tails.
     minimise over R   sum over the stream's tensors of  log range(R x)
 
 Rotations are drawn at random, of which nearly all do well, and the best is taken (Ashkboos et al. 2024 and Liu et al.
-2025 rotate the residual streams of language models so). What a rotation is worth is measured in docs/results.md.
+2025 rotate the residual streams of language models so). What a rotation is worth is measured in docs/accuracy.md.
 """
 
 from __future__ import annotations

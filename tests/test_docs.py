@@ -117,7 +117,7 @@ def test_the_scripts_benchmarks_and_options_of_a_page_exist(page: Path) -> None:
 
 def test_every_page_that_shows_results_shows_the_commands_that_made_them() -> None:
     assert {page.name for page in PAGES if not shown(page)} <= WITHOUT_COMMANDS
-    assert {"README.md", "results.md", "gdfq.md"} <= {page.name for page in PAGES if len(commands(page)) > 3}
+    assert {"README.md", "accuracy.md", "gdfq.md"} <= {page.name for page in PAGES if len(commands(page)) > 3}
 
 
 def test_the_python_example_runs(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

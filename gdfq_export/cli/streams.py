@@ -42,7 +42,7 @@ def _failing_as_output() -> Iterator[None]:
 def claim_stdout() -> None:
     """Makes `sys.stdout` the only way to the process's standard output; once, when the process starts."""
     printed = sys.stdout
-    if printed is None or printed is not sys.__stdout__:
+    if printed is not sys.__stdout__ or printed is None:
         return
     printed.flush()
     try:
