@@ -79,7 +79,7 @@ def check_options(method: str, given: Collection[str], ablations: Ablations, *, 
         raise UsageError(f"--budget says how long --method {method} takes, and --preset too: leave one of them out")
 
 
-def refuse_others(option: str, method: str, readers: Collection[Method]) -> None:
+def refuse_others(option: str, method: str, readers: Collection[str]) -> None:
     """UsageError where the method is none of those that read the option."""
     if method not in readers:
         raise UsageError(f"{option} has no meaning for --method {method}: use it with {' or '.join(readers)}")
