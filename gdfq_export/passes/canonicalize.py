@@ -17,7 +17,7 @@
     conv on a 1x1 map that ends the network -> reshape, linear (when the kernel is 1x1)
     transpose that only moves axes of length 1 -> reshape   (a channel shuffle of one group does nothing)
     reshape of a reshape     -> the last one
-    reshape that changes nothing -> nothing
+    reshape that changes nothing, x + 0 -> nothing
 
 Requires: a captured graph. Exact, but for hard_sigmoid's division by 6, which becomes a product, and for the order of
 the sums of a mean that moved.
@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from gdfq_export.graph import Graph, Node, derived, rebuild
@@ -35,6 +36,9 @@ from gdfq_export.plan import quantized_part
 
 EXPANDED = frozenset({"silu", "hard_sigmoid", "hard_swish", "global_avg_pool_flat"})
 """What `_expand` takes apart."""
+
+
+SMALLEST_CONSTANT = 255 * torch.finfo(torch.float32).tiny  # what a code behind a scale can hold
 
 
 def canonicalize(graph: Graph) -> Graph:
@@ -147,7 +151,8 @@ def _drop_identities(graph: Graph) -> Graph:
             node = node.replace(inputs=source.inputs, attributes={"value": value})
         same_shape = node.op == "reshape" and source is not None and source.shape == node.shape
         no_limits = node.op == "clip" and node.attributes["low"] == -math.inf and node.attributes["high"] == math.inf
-        if same_shape or no_limits:
+        nothing = node.op == "add_scalar" and abs(node.attributes["value"]) < SMALLEST_CONSTANT
+        if same_shape or no_limits or nothing:
             aliases[node.name] = node.inputs[0]
         nodes[node.name] = node
     return rebuild(graph, [node for node in nodes.values() if node.name not in aliases], aliases=aliases)

@@ -113,6 +113,16 @@ def padded_convolution(value: float) -> Graph:
     return Graph(nodes, {"w": torch.randn(3, 2, 3, 3)}, "conv")
 
 
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e-42])
+def test_a_sum_with_nothing_vanishes(value: float) -> None:
+    """Its scale would be 0, which no kernel divides by."""
+    assert ops(canonicalize(chain(("add_scalar", {"value": value}), ("relu", {})))) == ["relu"]
+
+
+def test_a_sum_with_a_small_number_stays() -> None:
+    assert ops(canonicalize(chain(("add_scalar", {"value": 1e-12}), ("relu", {})))) == ["add_scalar", "relu"]
+
+
 def test_zero_padding_moves_into_the_convolution() -> None:
     graph = canonicalize(padded_convolution(0.0))
     assert ops(graph) == ["conv"]
