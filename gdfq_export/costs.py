@@ -31,7 +31,8 @@ from gdfq_export.saturation import make_safe
 from gdfq_export.settings import Settings
 from gdfq_export.stopwatch import Stopwatch
 
-TRIED_WEIGHTS = 1 << 16
+TRIED_WEIGHTS = 1 << 18
+LARGER = 1.25  # times what a small piece takes for its size, which stays in the processor's cache
 TRIED_IMAGES = 2
 OBSERVED, SCORED, CORRECTED = 4.0, 3.0, 3.0  # passes of the float network that the work on one image takes
 COMPARED, SIMULATED, SIMULATED_IMAGES = 4.0, 5.0, 32  # ... and behind the method
@@ -141,4 +142,4 @@ def _time_to_fit(graph: Graph, plan: Plan, settings: Settings, clock: Callable[[
     codes = torch.round(some / over_channels(scale, some)).numpy().astype(np.int64)
     amax = plan.tensors[graph[name].inputs[0]].qmax
     seconds = _timed(lambda: make_safe(some.numpy(), scale.numpy(), codes, amax, qmax), clock)
-    return seconds * sum(weight.numel() for weight in weights.values()) / some.numel()
+    return LARGER * seconds * sum(weight.numel() for weight in weights.values()) / some.numel()

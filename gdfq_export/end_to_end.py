@@ -148,7 +148,7 @@ def tune(
         if not measured and step > first and stopwatch.is_over():
             break
         if not measured and step == first + TIMED:
-            steps = min(steps, step + int(stopwatch.left() * TIMED / (stopwatch.seconds - began)))
+            steps = min(steps, step + int(stopwatch.left() * TIMED / max(stopwatch.seconds - began, TINY)))
             measured = True
         if step >= steps:
             break

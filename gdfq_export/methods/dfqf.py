@@ -28,7 +28,7 @@ from gdfq_export.losses import distillation_loss, run_with_statistics, statistic
 from gdfq_export.lower import Quantized
 from gdfq_export.meaning import ONE_CLASS, Meaning
 from gdfq_export.methods.calibrate import quantize_to_nearest
-from gdfq_export.methods.gdfq import TRAINING_STAGE, calibrated_from_saved, calibrated_to_save
+from gdfq_export.methods.gdfq import TRAINING_STAGE, calibrated_from_saved, calibrated_to_save, refuse_diverged
 from gdfq_export.methods.kept import least
 from gdfq_export.methods.supply import Generated
 from gdfq_export.methods.task import UNTRAINED, Outcome, Task
@@ -86,6 +86,7 @@ class Turns:
         trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(trained, lr=rate, momentum=0.9, nesterov=True)
         self.losses: list[float] = []
+        self.seen: GeneratorStep | None = None  # the batch of the last turn
         supply.student = self.student
 
     def take(self) -> None:
@@ -94,6 +95,16 @@ class Turns:
         meaning = self.supply.teacher.meaning
         loss = update_student(self.forward, self.optimizer, seen.images, seen.teacher_logits, len(self.losses), meaning)
         self.losses.append(loss)
+        self.seen = seen
+
+    @torch.no_grad()
+    def refuse_diverged(self) -> None:
+        """Ends the training before a state is saved that is one step too far; changes nothing."""
+        assert self.seen is not None
+        loss = float(
+            distillation_loss(self.student(self.seen.images), self.seen.teacher_logits, meaning=self.seen.meaning)
+        )
+        refuse_diverged(loss, len(self.losses), self.optimizer.param_groups[0]["lr"])
 
     def to_save(self) -> dict[str, Any]:
         """The state as plain values and tensors."""
@@ -152,6 +163,7 @@ def take_turns(task: Task, turns: Turns, calibrated: dict[str, Any]) -> None:
             planned = len(turns.losses)
         task.progress(STAGE, len(turns.losses), planned)
         if len(turns.losses) == planned or checkpoint.is_due():
+            turns.refuse_diverged()
             checkpoint.save(TRAINING_STAGE, {**turns.to_save(), "calibrated": calibrated})
             checkpoint.drop(GENERATOR_STAGE)
 
@@ -188,11 +200,7 @@ def update_student(
     """One step of L(S) on the images that the generator was just updated with."""
     loss = distillation_loss(student(images), wanted, meaning=meaning)
     value = float(loss.detach())
-    if not math.isfinite(value):
-        raise DivergedError(
-            f"the student's loss became {value} at step {step + 1}: lower its learning rate "
-            f"({optimizer.param_groups[0]['lr']:g}) with --student-lr"
-        )
+    refuse_diverged(value, step + 1, optimizer.param_groups[0]["lr"])
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

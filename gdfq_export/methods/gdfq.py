@@ -39,6 +39,7 @@ DECAY = 0.1
 TRAINING_STAGE = "training"
 LARGEST_LOSS = 1e6
 MEASURED_TURNS = 5  # before a budget becomes a number of steps
+SHORTEST = 1e-9  # seconds, that a coarse clock may not see
 SHARE_OF_TURNS = 0.95  # of what is left of the budget by then
 
 
@@ -150,7 +151,7 @@ def train(task: Task, training: Training, calibrated: Quantized, stopwatch: Stop
     while training.done < training.steps:
         seen = take_turn(training, schedule)
         if schedule.budget_seconds is not None and training.done == MEASURED_TURNS:
-            cost = (stopwatch.seconds - start) / (training.done - first)
+            cost = max(stopwatch.seconds - start, SHORTEST) / (training.done - first)
             training.steps = training.done + int(SHARE_OF_TURNS * stopwatch.left() / cost)
         if stopwatch.is_over():
             training.steps = training.done

@@ -15,6 +15,7 @@ from stages import calibrated, folded, images, network
 from gdfq_export import checkpoint as checkpoint_module
 from gdfq_export import costs as costs_module
 from gdfq_export import pipeline
+from gdfq_export.block_program import BlockProgram
 from gdfq_export.checkpoint import WorkDirectory
 from gdfq_export.costs import Costs
 from gdfq_export.errors import UsageError
@@ -39,6 +40,7 @@ PREPARED = pipeline.prepare(
 )
 START, PREPARING, WRITING = 9.0, 6.0, 2.5  # seconds
 FORWARD = {pipeline.FloatProgram: 0.04, FakeQuantProgram: 0.08, IntegerProgram: 0.08}  # seconds an image
+BLOCK = 0.02
 SHORTEST, LEEWAY = 10.0, 1.15  # what a run may take longer
 
 
@@ -69,6 +71,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     for program, each in FORWARD.items():
         forward = slowed(program.forward, lambda self, x, *_, each=each: each * len(x))
         monkeypatch.setattr(program, "forward", forward)
+    block = slowed(BlockProgram.forward, lambda self, inputs, *_: BLOCK * len(next(iter(inputs.values()))))
+    monkeypatch.setattr(BlockProgram, "forward", block)
     return clock
 
 
